@@ -1,0 +1,1 @@
+"""Where the planned runs execute."""
