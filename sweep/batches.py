@@ -86,8 +86,8 @@ def check_epochs(spec: RunSpec, source: Source, corpus: Corpus) -> None:
     if spec.tokens > source.max_epochs * unique:
         raise InputError(
             f"data {spec.data.name}: {spec.tokens} tokens are {spec.tokens / unique:.3g} passes over the {unique} of "
-            f"the training split, more than data.max_epochs {source.max_epochs:g}; shorten the horizon, give more text, or "
-            "raise data.max_epochs"
+            f"the training split, more than data.max_epochs {source.max_epochs:g}; shorten the horizon, give more "
+            "text, or raise data.max_epochs"
         )
     test_sequences(corpus.test, n_ctx, spec.data.test_tokens)
 

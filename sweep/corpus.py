@@ -26,7 +26,7 @@ from sweep.cache import cache_dir
 from sweep.documents import fingerprint
 from sweep.schema import InputError
 from sweep.spec import DataSpec, Source
-from sweep.tokenise import SEEN_FILE, SPLITS, STATE_FILE, TOKENIZER_FILE, Progress, token_dtype, tokenise, write_json
+from sweep.tokenise import SEEN_FILE, SPLITS, STATE_FILE, TOKENIZER_FILE, BuildState, token_dtype, tokenise, write_json
 from sweep.tokenizer import Tokenizer
 
 FORMAT = 1  # of the token files and of how documents become tokens; part of the key
@@ -114,7 +114,7 @@ def _key(data: DataSpec, source: Source) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _finish(part: Path, data: DataSpec, source: Source, state: Progress, tokenizer: Tokenizer) -> None:
+def _finish(part: Path, data: DataSpec, source: Source, state: BuildState, tokenizer: Tokenizer) -> None:
     """Turn a complete build into a corpus: its manifest instead of its state."""
     splits = {
         split: {

@@ -1,7 +1,7 @@
 """Documents of a text: Python's own source, the user's files, or a dataset read through `datasets`.
 
-A document is raw bytes as they lie in the source; `clean` makes them text. Every reader is resumable: `cursor()` is plain
-data from which a new reader goes on right after the document yielded last.
+A document is raw bytes as they lie in the source; `clean` makes them text. Every reader is resumable: `cursor()` is
+plain data from which a new reader goes on right after the document yielded last.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from sweep.hub import HubReader, is_builder
 from sweep.schema import InputError
 from sweep.spec import DataSpec, Source
 
@@ -44,7 +45,8 @@ class Documents:
         self, parts: Sequence[tuple[Split | None, Callable[[Any], Reader]]], total_bytes: int | None, cursor: Any = None
     ) -> None:
         self._parts = parts
-        self._part, self._at = cursor or (0, None)
+        self._part: int = cursor[0] if cursor else 0
+        self._at: Any = cursor[1] if cursor else None
         self._reader: Reader | None = None
         self.total_bytes = total_bytes  # for progress; None where unknown
 
@@ -67,7 +69,8 @@ class FileReader:
 
     def __init__(self, files: Sequence[Path], blocks: bool, cursor: Any = None) -> None:
         self._files, self._blocks = files, blocks
-        self._file, self._offset = cursor or (0, 0)
+        self._file: int = cursor[0] if cursor else 0
+        self._offset: int = cursor[1] if cursor else 0
 
     def __iter__(self) -> Iterator[bytes]:
         while self._file < len(self._files):
@@ -121,16 +124,21 @@ def open_documents(data: DataSpec, source: Source, cursor: Any = None) -> Docume
     if data.source == "python":
         files = _by_digest(python_files(source.site_packages))
         return Documents([(None, lambda at: FileReader(files, False, at))], _size(files), cursor)
-    if data.source == "text":
-        if not source.files:
-            raise InputError("data=text needs data.files, for example data.files=[notes/*.txt]")
-        train, test = expand(source.files, "data.files"), expand(source.test_files, "data.test_files")
-        parts: list[tuple[Split | None, Callable[[Any], Reader]]] = []
-        if test:
-            parts.append(("test", lambda at: FileReader(test, len(test) < FEW_FILES, at)))
-        parts.append(("train" if test else None, lambda at: FileReader(train, len(train) < FEW_FILES, at)))
-        return Documents(parts, _size([*test, *train]), cursor)
-    raise InputError(f"data.source {data.source} is unknown")
+    parts: list[tuple[Split | None, Callable[[Any], Reader]]] = []
+    rest: Split | None = "train" if source.test_files else None
+    if data.source == "hub":
+        train_names, test_names = _hub_files(source.files, source), _hub_files(source.test_files, source)
+        if test_names:
+            parts.append(("test", lambda at: HubReader(source, test_names, at)))
+        parts.append((rest, lambda at: HubReader(source, train_names, at)))
+        return Documents(parts, None, cursor)
+    if not source.files:
+        raise InputError("data=text needs data.files, for example data.files=[notes/*.txt]")
+    train, test = expand(source.files, "data.files"), expand(source.test_files, "data.test_files")
+    if test:
+        parts.append(("test", lambda at: FileReader(test, len(test) < FEW_FILES, at)))
+    parts.append((rest, lambda at: FileReader(train, len(train) < FEW_FILES, at)))
+    return Documents(parts, _size([*test, *train]), cursor)
 
 
 def fingerprint(data: DataSpec, source: Source) -> list[Any]:
@@ -138,6 +146,9 @@ def fingerprint(data: DataSpec, source: Source) -> list[Any]:
     the names of a dataset elsewhere."""
     if data.source == "python":
         files = python_files(source.site_packages)
+    elif data.source == "hub" and not is_builder(source.hub_path):
+        folder = Path(source.hub_path or "").expanduser()
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     else:
         files = [*expand(source.test_files, "data.test_files"), *expand(source.files, "data.files")]
     stats = ((str(file), file.stat()) for file in files)
@@ -150,7 +161,7 @@ def python_files(site_packages: bool) -> list[Path]:
     roots = [paths["stdlib"], paths["platstdlib"]]
     if site_packages:
         roots += [paths["purelib"], paths["platlib"]]
-    found = set()
+    found: set[Path] = set()
     for root in roots:
         for folder, folders, names in os.walk(root):
             folders[:] = [name for name in folders if name not in NOT_LIBRARY]
@@ -186,6 +197,13 @@ def expand(patterns: Sequence[str], key: str) -> list[Path]:
 def _by_digest(files: Sequence[Path]) -> list[Path]:
     """Files in the order of their content's hash: the same on every machine, and any prefix is a random sample."""
     return sorted(files, key=lambda file: (digest(clean(file.read_bytes()) or b""), file))
+
+
+def _hub_files(patterns: Sequence[str], source: Source) -> list[str]:
+    """Local files where no dataset is named, else patterns inside the dataset, which `datasets` resolves."""
+    if not is_builder(source.hub_path):
+        return list(patterns)
+    return [str(file) for file in expand(patterns, "data.files")]
 
 
 def _size(files: Sequence[Path]) -> int:

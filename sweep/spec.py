@@ -159,8 +159,10 @@ class Source:
     test_files: tuple[str, ...] = ()  # instead of the split by hash
     hub_path: str | None = None  # first argument of datasets.load_dataset
     hub_config: str | None = None
+    hub_revision: str | None = None  # branch, tag or commit of the dataset
     hub_split: str = "train"
     hub_field: str = "text"  # the column that holds the document
+    hub_rows: Literal["documents", "lines"] = "documents"  # lines are joined to documents of 64 KiB
     site_packages: bool = False  # data.source=python: the installed packages too
     cache_dir: str | None = None  # of token files; None: the user's cache
     max_epochs: float = 1.0
@@ -237,15 +239,21 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        choices = [a for a in args if a is not type(None)]
+        for choice in choices[:-1]:
+            try:
+                return _convert(choice, value, where)
+            except InputError:
+                continue
+        return _convert(choices[-1], value, where)
     if origin is Literal:
         if value not in args:
             raise InputError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
         return value
-    if origin is tuple:
+    if origin is tuple and isinstance(value, str | list | tuple):
         items = [value] if isinstance(value, str) else value
         return tuple(_convert(args[0], v, where) for v in items)
-    if origin is dict:
+    if origin is dict and isinstance(value, dict):
         return dict(value)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Documents to token files, once: duplicates dropped, split by hash, tokenised, resumable at any moment.
 
-A build lives in a folder of its own until it is whole. It holds train.bin and test.bin (tokens), seen.bin (the hashes of
-the documents taken), tokenizer.json and state.json, which says how much of each file is valid and where to go on.
+A build lives in a folder of its own until it is whole. It holds train.bin and test.bin (tokens), seen.bin (the hashes
+of the documents taken), tokenizer.json and state.json, which says how much of each file is valid and where to go on.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SAVE_SECONDS = 5.0  # between the points from which an interrupted build goes on
 
 
 @dataclass
-class Progress:
-    """How far a build is. `texts` counts bytes including one separator a document, so that bytes are their own tokens."""
+class BuildState:
+    """How far a build is. `texts` counts bytes with one separator a document: then bytes are their own tokens."""
 
     threshold: int  # documents hashed below it are the test split
     cursor: Any = None
@@ -52,11 +52,11 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def tokenise(folder: Path, data: DataSpec, source: Source, show: bool) -> tuple[Progress, Tokenizer]:
+def tokenise(folder: Path, data: DataSpec, source: Source, show: bool) -> tuple[BuildState, Tokenizer]:
     """Fill `folder` with the token files, going on from what an interrupted build left there. Raises InputError where
     the text does not give a training and a test split."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = _load(folder, data) or Progress(threshold=int(data.test_fraction * 2**64))
+    state = _load(folder, data) or BuildState(threshold=int(data.test_fraction * 2**64))
     while True:
         tokenizer = _tokenizer(folder, data, source, state.threshold)
         if not state.complete:
@@ -64,12 +64,12 @@ def tokenise(folder: Path, data: DataSpec, source: Source, show: bool) -> tuple[
         threshold = _mended_threshold(folder, data, source, state)
         if threshold is None:
             return state, tokenizer
-        state = Progress(threshold)
+        state = BuildState(threshold)
         for file in folder.iterdir():
             file.unlink()
 
 
-def _write(folder: Path, data: DataSpec, source: Source, state: Progress, tokenizer: Tokenizer, show: bool) -> None:
+def _write(folder: Path, data: DataSpec, source: Source, state: BuildState, tokenizer: Tokenizer, show: bool) -> None:
     from tqdm import tqdm
 
     documents = open_documents(data, source, state.cursor)
@@ -110,7 +110,7 @@ def _append(
     key: int,
     tokens: np.ndarray,
     budget: int | None,
-    state: Progress,
+    state: BuildState,
 ) -> None:
     size = len(text) + 1
     if split == "train" and budget is not None and state.tokens["train"] + len(tokens) > budget:
@@ -127,7 +127,7 @@ def _append(
     state.texts[split] += size
 
 
-def _enough(data: DataSpec, state: Progress) -> bool:
+def _enough(data: DataSpec, state: BuildState) -> bool:
     """Whether the training budget is spent and the test split holds its test set: a stream need not be read on."""
     if data.max_train_tokens is None or state.tokens["train"] < data.max_train_tokens:
         return False
@@ -169,14 +169,14 @@ def _tokenizer(folder: Path, data: DataSpec, source: Source, threshold: int) -> 
     path = folder / TOKENIZER_FILE
     if not path.exists():
         documents = open_documents(data, source)
-        admitted = _admitted(documents, threshold, set(), dict.fromkeys(Progress(0).dropped, 0))
+        admitted = _admitted(documents, threshold, set(), dict.fromkeys(BuildState(0).dropped, 0))
         trained = train_bpe((text for split, text, _ in admitted if split == "train"), data.vocab_size)
         trained.save(path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
     return BpeTokenizer.load(path)
 
 
-def _mended_threshold(folder: Path, data: DataSpec, source: Source, state: Progress) -> int | None:
+def _mended_threshold(folder: Path, data: DataSpec, source: Source, state: BuildState) -> int | None:
     """None where both splits hold text; else the threshold that gives the empty one a document. Few documents can all
     hash to one side; then the one nearest to the threshold changes sides."""
     empty = [split for split in SPLITS if not state.documents[split]]
@@ -201,9 +201,9 @@ def _counts(dropped: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none dropped"
 
 
-def _sizes(state: Progress, dtype: np.dtype) -> dict[str, int]:
+def _sizes(state: BuildState, dtype: np.dtype) -> dict[str, int]:
     """Valid bytes of each file."""
-    sizes = {split: state.tokens[split] * dtype.itemsize for split in SPLITS}
+    sizes: dict[str, int] = {split: state.tokens[split] * dtype.itemsize for split in SPLITS}
     return {**sizes, "seen": sum(state.documents.values()) * 8}
 
 
@@ -214,17 +214,17 @@ def _truncated(folder: Path, name: str, size: int) -> Any:
     return stream
 
 
-def _save(folder: Path, files: dict[str, Any], state: Progress) -> None:
+def _save(folder: Path, files: dict[str, Any], state: BuildState) -> None:
     for stream in files.values():
         stream.flush()
         os.fsync(stream.fileno())
     write_json(folder / STATE_FILE, dataclasses.asdict(state))
 
 
-def _load(folder: Path, data: DataSpec) -> Progress | None:
+def _load(folder: Path, data: DataSpec) -> BuildState | None:
     """The state of an interrupted build, or None where there is none or its files are shorter than it says."""
     try:
-        state = Progress(**json.loads((folder / STATE_FILE).read_text()))
+        state = BuildState(**json.loads((folder / STATE_FILE).read_text()))
         sizes = _sizes(state, token_dtype(data.vocab_size))
         whole = all((folder / f"{name}.bin").stat().st_size >= size for name, size in sizes.items())
     except (OSError, ValueError, TypeError):

@@ -71,8 +71,8 @@ def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BpeTokenizer:
     if vocab_size < 257:
         raise InputError(f"data.vocab_size {vocab_size} is too small for data.tokenizer=bpe; use at least 257")
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
