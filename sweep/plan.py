@@ -1,0 +1,294 @@
+"""Plans: a composed configuration becomes the list of runs it asks for, each with its costs, and plan.jsonl."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.accounting import count_params
+from sweep.config import Config, HorizonConfig, OptimizerConfig, ScheduleConfig, read_config, run_section
+from sweep.estimate import ASSUMPTION, estimate_seconds, plan_device
+from sweep.grid import compile_where, expand
+from sweep.ladder import describe, micro_batch, resolve_model
+from sweep.rules import beta2_from_half_life, kaplan_lr, reference_lr, round_digits
+from sweep.schema import PF_DAY, InputError
+from sweep.spec import Execution, ModelSpec, OptimizerSpec, PlannedRun, RunSpec, ScheduleSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DEFAULT_TOKENS_PER_PARAM = 20.0  # where no horizon is given
+
+
+def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
+    """The runs of a composed sweep, in the grid's order; runs that several cells ask for appear once.
+
+    Raises InputError, naming the cell, for what cannot be run, and where a block's filter leaves nothing.
+    """
+    typed = read_config(config)
+    device = plan_device(typed.launcher.device)
+    runs: dict[str, PlannedRun] = {}
+    for name, block in typed.blocks.items():
+        keep = None if block.where is None else compile_where(block.where, f"grid.blocks.{name}.where")
+        kept = 0
+        for cell in expand(name, block):
+            try:
+                planned = _plan_run(typed, {**typed.run, **cell}, device)
+            except InputError as error:
+                said = ", ".join(f"{key}={value}" for key, value in cell.items() if value is not None)
+                raise InputError(f"{error}" + (f" (grid block {name}: {said})" if said else "")) from error
+            if keep is None or keep(_where_values(planned)):
+                kept += 1
+                runs.setdefault(planned.run_id, planned)
+        if not kept:
+            raise InputError(f"grid.blocks.{name} has no run: its where, {block.where!r}, keeps none of its cells")
+    return list(runs.values())
+
+
+def plan_one(config: dict[str, Any]) -> PlannedRun:
+    """The one run of a composed training configuration. Raises InputError where a grid asks for several."""
+    runs = plan_sweep(config)
+    if len(runs) != 1:
+        raise InputError(f"the configuration asks for {len(runs)} runs; train one of them, or use isoloss sweep")
+    return runs[0]
+
+
+def _plan_run(config: Config, run: dict[str, Any], device: str) -> PlannedRun:
+    scalars = run_section("", run)
+    model = resolve_model(run_section("model", run), config.data.vocab_size)
+    params = count_params(model).params
+    steps = resolve_steps(run_section("horizon", run), params, scalars.batch_tokens)
+    spec = RunSpec(
+        model=model,
+        data=config.data,
+        batch_tokens=scalars.batch_tokens,
+        steps=steps,
+        optimizer=resolve_optimizer(run_section("optimizer", run), model, scalars.batch_tokens),
+        schedule=resolve_schedule(run_section("schedule", run), steps, scalars.batch_tokens),
+        precision=scalars.precision,
+        seed=scalars.seed,
+        weight_average=scalars.weight_average,
+    )
+    planned = PlannedRun(spec, config.source, _execution(config.execution, spec, device))
+    seconds, measured = estimate_seconds(planned, device)
+    costs = {
+        "params": float(params),
+        "tokens": float(spec.tokens),
+        "flops": 6.0 * params * spec.tokens,
+        "seconds": seconds,
+        "measured": float(measured),
+    }
+    return dataclasses.replace(planned, costs=costs)
+
+
+def resolve_steps(horizon: HorizonConfig, params: int, batch_tokens: int) -> int:
+    """Updates of a run: the whole number nearest to what `horizon` asks for, at least one.
+
+    Without any horizon it is 20 tokens per parameter. Raises InputError where two are given.
+    """
+    given = {
+        key: value
+        for key, value in dataclasses.asdict(horizon).items()
+        if value is not None and key not in ("batch_guess",)
+    }
+    if len(given) > 1:
+        raise InputError(f"horizon: {' and '.join(given)} are both set; keep one and set the others to null")
+    for key, value in given.items():
+        if value <= 0:
+            raise InputError(f"horizon.{key} must be positive, not {value}")
+    if horizon.steps is not None:
+        return horizon.steps
+    if horizon.tokens is not None:
+        tokens = horizon.tokens
+    elif horizon.flops is not None:
+        tokens = horizon.flops / (6 * params)
+    elif horizon.tokens_at_small_batch is not None:
+        if not horizon.batch_guess or horizon.batch_guess < 0:
+            raise InputError("horizon.tokens_at_small_batch needs a positive horizon.batch_guess (tokens)")
+        tokens = horizon.tokens_at_small_batch * (1 + batch_tokens / horizon.batch_guess)
+    else:
+        tokens = (horizon.tokens_per_param or DEFAULT_TOKENS_PER_PARAM) * params
+    return max(1, round(tokens / batch_tokens))
+
+
+def resolve_optimizer(config: OptimizerConfig, model: ModelSpec, batch_tokens: int) -> OptimizerSpec:
+    """The optimiser with its learning rate and beta2, explicit or by rule, rounded to six significant digits."""
+    rule = config.lr_rule
+    if config.lr is not None:
+        lr = config.lr
+    elif rule.name == "kaplan":
+        lr = kaplan_lr(count_params(model).params)
+    else:
+        lr = reference_lr(
+            model.d_model,
+            batch_tokens,
+            lr=rule.lr,
+            reference_d_model=rule.d_model,
+            reference_batch_tokens=rule.batch_tokens,
+            width_power=rule.width_power,
+            batch_power=rule.batch_power,
+        )
+    if (config.beta2 is None) == (config.beta2_half_life_tokens is None):
+        raise InputError("optimizer: set exactly one of optimizer.beta2 and optimizer.beta2_half_life_tokens")
+    if config.beta2_half_life_tokens is not None:
+        beta2 = beta2_from_half_life(batch_tokens, config.beta2_half_life_tokens)
+    else:
+        beta2 = float(config.beta2 or 0.0)
+    return OptimizerSpec(
+        name=config.name,
+        lr=round_digits(lr * config.lr_factor),
+        beta1=config.beta1,
+        beta2=round_digits(beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        grad_clip=config.grad_clip,
+    )
+
+
+def resolve_schedule(config: ScheduleConfig, steps: int, batch_tokens: int) -> ScheduleSpec:
+    """The schedule in steps. Raises InputError unless the warm-up is given in exactly one way."""
+    length = steps if config.steps is None else config.steps
+    warmup = {
+        "warmup_steps": config.warmup_steps,
+        "warmup_tokens": None if config.warmup_tokens is None else round(config.warmup_tokens / batch_tokens),
+        "warmup_fraction": None if config.warmup_fraction is None else round(config.warmup_fraction * length),
+    }
+    given = {key: value for key, value in warmup.items() if value is not None}
+    if len(given) != 1:
+        said = " and ".join(given) + " are set" if given else "none is set"
+        raise InputError(f"schedule: give the warm-up in exactly one of {', '.join(warmup)}; {said}")
+    if length < steps:
+        raise InputError(f"schedule.steps {length} ends before the run's {steps} steps; lengthen it or set it to null")
+    return ScheduleSpec(
+        name=config.name,
+        warmup_steps=next(iter(given.values())),
+        schedule_steps=length,
+        decay_steps=round(config.decay_fraction * length) if config.name == "wsd" else 0,
+        decay_shape=config.decay_shape,
+        final=config.final,
+    )
+
+
+def _execution(execution: Execution, spec: RunSpec, device: str) -> Execution:
+    """With the micro-batch: as given, on a CPU from the plan alone, on a GPU left to the trainer."""
+    given = execution.micro_batch
+    if given is not None:
+        if given <= 0 or spec.batch_sequences % given:
+            raise InputError(
+                f"execution.micro_batch {given} does not divide the batch of {spec.batch_sequences} sequences; "
+                "set it to null or to a divisor"
+            )
+        return execution
+    if device != "cpu":
+        return execution
+    return dataclasses.replace(execution, micro_batch=micro_batch(spec.model, spec.batch_sequences))
+
+
+def _where_values(planned: PlannedRun) -> dict[str, float]:
+    spec = planned.spec
+    return {
+        "params": planned.costs["params"],
+        "tokens": planned.costs["tokens"],
+        "flops": planned.costs["flops"],
+        "batch_tokens": spec.batch_tokens,
+        "steps": spec.steps,
+        "n_layer": spec.model.n_layer,
+        "d_model": spec.model.d_model,
+        "lr": spec.optimizer.lr,
+        "seed": spec.seed,
+    }
+
+
+def write_plan(path: Path, runs: Iterable[PlannedRun]) -> None:
+    """Write plan.jsonl, one run a line, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("w") as file:
+        file.writelines(json.dumps(run.to_dict()) + "\n" for run in runs)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_plan(path: Path) -> list[PlannedRun]:
+    """Read plan.jsonl. Raises InputError, naming the line, where it is missing, damaged or was edited."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"no plan at {path}; is this a sweep directory? isoloss sweep makes one") from error
+    runs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            runs.append(PlannedRun.from_dict(json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number} is not JSON; restore it or plan into a new sweep_dir") from error
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+    return runs
+
+
+def plan_totals(runs: list[PlannedRun], workers: int | None = None) -> dict[str, Any]:
+    """Totals of a plan: runs, tokens, FLOPs, PF-days, worker-seconds, wall seconds on `workers` (default: one a core
+    and thread), and what the time rests on."""
+    threads = max((run.execution.threads for run in runs), default=1)
+    workers = workers or max(1, (os.cpu_count() or 1) // threads)
+    seconds = sum(run.costs["seconds"] for run in runs)
+    longest = max((run.costs["seconds"] for run in runs), default=0.0)
+    flops = sum(run.costs["flops"] for run in runs)
+    measured = sum(bool(run.costs["measured"]) for run in runs)
+    basis = "measured on this machine" if runs and measured == len(runs) else ASSUMPTION
+    if 0 < measured < len(runs):
+        basis = f"{measured} of {len(runs)} runs measured on this machine, the others {ASSUMPTION}"
+    return {
+        "runs": len(runs),
+        "tokens": sum(run.costs["tokens"] for run in runs),
+        "flops": flops,
+        "pf_days": flops / PF_DAY,
+        "worker_seconds": seconds,
+        "workers": workers,
+        "wall_seconds": max(longest, seconds / workers),
+        "time_basis": basis,
+    }
+
+
+def plan_table(runs: list[PlannedRun]) -> Table:
+    """The plan as a table to print: first digits of the run_id, shape, costs and what the axes usually are."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
+    for heading in ("N", "batch", "D", "steps", "lr", "seed", "FLOPs", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in runs:
+        spec, costs = run.spec, run.costs
+        table.add_row(
+            run.run_id[:8],
+            describe(spec.model),
+            f"{costs['params']:.4g}" if costs["params"] >= 1e7 else f"{costs['params']:,.0f}",
+            f"{spec.batch_tokens:,}",
+            f"{costs['tokens']:.2e}",
+            f"{spec.steps:,}",
+            f"{spec.optimizer.lr:.3g}",
+            str(spec.seed),
+            f"{costs['flops']:.2e}",
+            duration(costs["seconds"]),
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42s, 7m 05s, 3h 20m, 12d 4h, 3.1y."""
+    if seconds < 60:
+        return f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.1f}s"
+    minutes = round(seconds / 60)
+    if seconds < 3600:
+        return f"{int(seconds) // 60}m {int(seconds) % 60:02d}s"
+    if minutes < 60 * 24:
+        return f"{minutes // 60}h {minutes % 60:02d}m"
+    days = seconds / 86400
+    return f"{int(days)}d {int(days % 1 * 24)}h" if days < 365 else f"{days / 365.25:.3g}y"
