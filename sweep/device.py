@@ -1,0 +1,74 @@
+"""The device a run computes on: its arithmetic settings, its description, its peak."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from sweep.schema import InputError
+from sweep.spec import Execution
+
+# Dense matrix FLOP/s by part of the device's name; NVIDIA data sheets of A100, H100 and H200 (SXM forms).
+PEAK_FLOPS = {
+    "A100": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "H200": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Matrix FLOP/s that the device reaches at most, or None where no data sheet is known (every CPU)."""
+    return next((peaks[precision] for part, peaks in PEAK_FLOPS.items() if part in device_name), None)
+
+
+def device_name(device: str) -> str:
+    """Name of the processor or of the GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as stream:
+            return next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[object]:
+    """bfloat16 autocast for precision bf16, else nothing. May be entered many times."""
+    if precision == "bf16":
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def driver(device: str) -> str | None:
+    """CUDA version that torch was built for and the device's compute capability, or None on a CPU."""
+    if torch.device(device).type != "cuda":
+        return None
+    return f"CUDA {torch.version.cuda}, capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
+
+
+@contextmanager
+def numerics(precision: str, execution: Execution, device: str) -> Iterator[None]:
+    """Set threads, TF32 and determinism for one run and put them back afterwards. Raises InputError where the device
+    does not exist or lacks the precision."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise InputError(f"device {device}: no CUDA device is available; set launcher.device to cpu or auto")
+    if precision == "tf32" and not cuda:
+        raise InputError("precision tf32 needs a CUDA device; set precision to fp32 or bf16")
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(execution.threads)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if execution.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+        torch.use_deterministic_algorithms(deterministic)

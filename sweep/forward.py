@@ -1,0 +1,89 @@
+"""The forward passes of GPT-2 and Llama as functions of named parameters, lean enough for tiny models.
+
+At the sizes of a scaling-law ladder the masks, caches and output wrappers of a general library cost as much as the
+arithmetic. These functions compute the same logits from the same parameters (tests hold them to transformers' logits
+and gradients) and know nothing of where the parameters live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sweep.model import NORM_EPS, ROPE_THETA
+from sweep.spec import ModelSpec
+
+Weights = Mapping[str, Tensor]
+Forward = Callable[[Weights, Tensor], Tensor]
+
+
+def forward_function(spec: ModelSpec, device: str = "cpu") -> Forward:
+    """A function (weights by transformers' names, tokens [sequences, n]) -> logits [sequences * n, vocab_size]."""
+    return _gpt2(spec) if spec.family == "gpt2" else _llama(spec, device)
+
+
+def _gpt2(spec: ModelSpec) -> Forward:
+    d, heads = spec.d_model, spec.n_head
+
+    def norm(x: Tensor, w: Weights, name: str) -> Tensor:
+        return F.layer_norm(x, (d,), w[name + ".weight"], w[name + ".bias"], NORM_EPS)
+
+    def linear(x: Tensor, w: Weights, name: str) -> Tensor:  # transformers keeps GPT-2's matrices as [in, out]
+        return torch.addmm(w[name + ".bias"], x, w[name + ".weight"])
+
+    def forward(w: Weights, tokens: Tensor) -> Tensor:
+        b, t = tokens.shape
+        table = w["transformer.wte.weight"]
+        x = (F.embedding(tokens, table) + w["transformer.wpe.weight"][:t]).view(b * t, d)
+        for i in range(spec.n_layer):
+            at = f"transformer.h.{i}."
+            qkv = linear(norm(x, w, at + "ln_1"), w, at + "attn.c_attn")
+            q, k, v = qkv.view(b, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + linear(y.transpose(1, 2).reshape(b * t, d), w, at + "attn.c_proj")
+            y = F.gelu(linear(norm(x, w, at + "ln_2"), w, at + "mlp.c_fc"), approximate="tanh")
+            x = x + linear(y, w, at + "mlp.c_proj")
+        return F.linear(norm(x, w, "transformer.ln_f"), table)
+
+    return forward
+
+
+def _llama(spec: ModelSpec, device: str) -> Forward:
+    d, heads, d_head = spec.d_model, spec.n_head, spec.d_head
+    frequency = ROPE_THETA ** -(torch.arange(0, d_head, 2) / d_head)
+    angle = torch.outer(torch.arange(spec.n_ctx).float(), frequency).repeat(1, 2).to(device)
+    cos, sin = angle.cos(), angle.sin()
+
+    def norm(x: Tensor, w: Weights, name: str) -> Tensor:
+        return F.rms_norm(x, (d,), w[name + ".weight"], NORM_EPS)
+
+    def split(x: Tensor, b: int, t: int) -> Tensor:
+        return x.view(b, t, heads, d_head).transpose(1, 2)
+
+    def rotate(x: Tensor, t: int) -> Tensor:  # Su et al. 2021 in the half-split order that transformers uses
+        first, second = x.chunk(2, -1)
+        return x * cos[:t].to(x.dtype) + torch.cat((-second, first), -1) * sin[:t].to(x.dtype)
+
+    def forward(w: Weights, tokens: Tensor) -> Tensor:
+        b, t = tokens.shape
+        x = F.embedding(tokens, w["model.embed_tokens.weight"]).view(b * t, d)
+        for i in range(spec.n_layer):
+            at = f"model.layers.{i}."
+            y = norm(x, w, at + "input_layernorm")
+            q, k, v = (split(F.linear(y, w[f"{at}self_attn.{n}_proj.weight"]), b, t) for n in "qkv")
+            y = F.scaled_dot_product_attention(rotate(q, t), rotate(k, t), v, is_causal=True)
+            x = x + F.linear(y.transpose(1, 2).reshape(b * t, -1), w[at + "self_attn.o_proj.weight"])
+            y = norm(x, w, at + "post_attention_layernorm")
+            y = F.silu(F.linear(y, w[at + "mlp.gate_proj.weight"])) * F.linear(y, w[at + "mlp.up_proj.weight"])
+            x = x + F.linear(y, w[at + "mlp.down_proj.weight"])
+        return F.linear(norm(x, w, "model.norm"), w["lm_head.weight"])
+
+    return forward
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy [n] in nats of `logits` [n, vocab_size] at `targets` [n], in float32."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")

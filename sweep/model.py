@@ -1,0 +1,128 @@
+"""The two model families as transformers builds them: names, shapes, initial values, and the Hugging Face format.
+
+Training itself runs on `sweep.forward`, which computes the same logits from the same parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sweep.accounting import count_params
+from sweep.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config, LlamaConfig, PreTrainedModel
+
+NORM_EPS = 1e-5
+ROPE_THETA = 10_000.0
+
+
+def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:
+    """A freshly initialised model on the CPU in float32: no dropout, no cache, SDPA attention.
+
+    The weights depend on `spec` and `seed` only (see `initialize`). Asserts that the head is tied (gpt2) or not
+    (llama) and that the parameters add up, component by component, to what `sweep.accounting` counts.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(transformers_config(spec), attn_implementation="sdpa", dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    initialize(parameters, spec, seed)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == (spec.family == "gpt2"), f"{spec.family}: head and embedding are {'' if tied else 'not '}tied"
+    expected = count_params(spec)
+    for component, count in component_params(parameters).items():
+        assert count == getattr(expected, component), f"{component}: {count} parameters, accounting says {expected}"
+    assert model.num_parameters() == expected.total, f"{model.num_parameters()} parameters, accounting says {expected}"
+    return model
+
+
+def transformers_config(spec: ModelSpec) -> GPT2Config | LlamaConfig:
+    """The transformers config of `spec`. GELU is the tanh form that GPT-2 uses, as one kernel."""
+    from transformers import GPT2Config, LlamaConfig
+
+    if spec.family == "gpt2":
+        return GPT2Config(
+            vocab_size=spec.vocab_size,
+            n_positions=spec.n_ctx,
+            n_embd=spec.d_model,
+            n_layer=spec.n_layer,
+            n_head=spec.n_head,
+            n_inner=spec.d_ff,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            layer_norm_epsilon=NORM_EPS,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    return LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.d_model,
+        intermediate_size=spec.d_ff,
+        num_hidden_layers=spec.n_layer,
+        num_attention_heads=spec.n_head,
+        num_key_value_heads=spec.n_head,
+        head_dim=spec.d_head,
+        max_position_embeddings=spec.n_ctx,
+        rms_norm_eps=NORM_EPS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        tie_word_embeddings=False,
+        attention_bias=False,
+        mlp_bias=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def component_params(parameters: dict[str, Tensor]) -> dict[str, int]:
+    """Sizes of named parameters summed by the components of `accounting.Params`."""
+    counts = dict.fromkeys(("embedding", "position", "attention", "mlp", "norm_bias", "head"), 0)
+    for name, parameter in parameters.items():
+        counts[component_of(name, parameter.ndim)] += parameter.numel()
+    return counts
+
+
+def component_of(name: str, ndim: int) -> str:
+    """The component of `accounting.Params` that the parameter called `name` with `ndim` dimensions belongs to."""
+    if ndim == 1:
+        return "norm_bias"
+    for part, component in (("wte", "embedding"), ("embed_tokens", "embedding"), ("wpe", "position")):
+        if part in name:
+            return component
+    if "lm_head" in name:
+        return "head"
+    return "attention" if "attn" in name else "mlp"
+
+
+@torch.no_grad()
+def initialize(parameters: dict[str, Tensor], spec: ModelSpec, seed: int) -> None:
+    """Fill `parameters` in place from one CPU generator, in their order: equal on every machine."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in parameters.items():
+        if parameter.ndim == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.normal_(0.0, init_std(name, parameter, spec), generator=generator)
+
+
+def init_std(name: str, parameter: Tensor, spec: ModelSpec) -> float:
+    """Standard deviation of a matrix's initial values."""
+    if name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight")):
+        return 0.02 / math.sqrt(2 * spec.n_layer)
+    return 0.02
+
+
+def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:
+    """Write `weights` (by the names of `build_model`) in Hugging Face format to the folder `path`."""
+    model = build_model(spec, seed=0)
+    model.load_state_dict({name: weight.detach().cpu().clone() for name, weight in weights.items()}, strict=False)
+    model.save_pretrained(path)
