@@ -75,32 +75,34 @@ class FileReader:
     def __iter__(self) -> Iterator[bytes]:
         while self._file < len(self._files):
             path = self._files[self._file]
-            if not self._blocks:
-                self._file += 1
-                yield path.read_bytes()
-                continue
-            with path.open("rb") as stream:
-                while raw := _block(stream, self._offset):
-                    self._offset += len(raw)
-                    yield raw
-            self._file, self._offset = self._file + 1, 0
+            try:
+                raw, more = _block(path, self._offset) if self._blocks else (path.read_bytes(), False)
+            except OSError as error:
+                raise InputError(f"data: cannot read {path} ({error.strerror}); restore it or leave it out") from error
+            if more:
+                self._offset += len(raw)
+            else:
+                self._file, self._offset = self._file + 1, 0
+            yield raw
 
     def cursor(self) -> list[int]:
         """File and offset."""
         return [self._file, self._offset]
 
 
-def _block(stream: Any, offset: int) -> bytes:
-    stream.seek(offset)
-    raw: bytes = stream.read(BLOCK_BYTES + 1)
+def _block(path: Path, offset: int) -> tuple[bytes, bool]:
+    """The block at `offset` and whether more follows."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        raw = stream.read(BLOCK_BYTES + 1)
     if len(raw) <= BLOCK_BYTES:
-        return raw
+        return raw, False
     end = raw.rfind(b"\n", 0, BLOCK_BYTES) + 1
     if not end:
         end = BLOCK_BYTES
         while end > BLOCK_BYTES - 4 and raw[end] & 0xC0 == 0x80:  # inside a UTF-8 character
             end -= 1
-    return raw[:end]
+    return raw[:end], True
 
 
 def clean(raw: bytes) -> bytes | None:

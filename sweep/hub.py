@@ -4,6 +4,7 @@ Arrow and text files. Always streamed, so that a token budget reads no more than
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class HubReader:
         cannot be opened."""
         import datasets
 
-        path = source.hub_path or builder_of(files)
+        path = os.path.expanduser(source.hub_path or builder_of(files))
         self._name = source.hub_path or ", ".join(files)
         self._field = source.hub_field
         # Rows of the text builder are the lines of its files.

@@ -75,6 +75,7 @@ def _write(folder: Path, data: DataSpec, source: Source, state: BuildState, toke
     documents = open_documents(data, source, state.cursor)
     bar = tqdm(
         total=documents.total_bytes,
+        initial=sum(state.texts.values()),
         unit="B",
         unit_scale=True,
         desc=f"tokenise {data.name}",
