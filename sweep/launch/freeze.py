@@ -1,0 +1,114 @@
+"""What every launcher does before the first run starts: make the token files, freeze the plan, find what is left to do.
+
+A sweep directory belongs to one plan. Starting the sweep again with the same runs goes on with it: how the runs are
+computed (micro-batch, threads) then comes from the frozen plan, so that a resumed run repeats the same arithmetic,
+while the paths of the text come from the new command, since they may have moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweep.plan import read_plan, write_plan
+from sweep.record import read_status
+from sweep.schema import PLAN_FILE, RUNS_DIR, InputError
+from sweep.spec import DataSpec, PlannedRun, Source
+
+# Statuses that are results: such a run is not trained again.
+FINISHED = frozenset({"done", "diverged", "out_of_memory"})
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A sweep that may start: its runs in the plan's order and where each run's token files lie."""
+
+    sweep_dir: Path
+    runs: list[PlannedRun]
+    corpora: dict[str, Path]  # data_hash -> directory of the token files
+
+    def run_dir(self, planned: PlannedRun) -> Path:
+        """Where the record of a run lies."""
+        return self.sweep_dir / RUNS_DIR / planned.run_id
+
+    def corpus(self, planned: PlannedRun) -> Path:
+        """Directory of the token files of a run."""
+        return self.corpora[planned.data_hash or ""]
+
+    def unfinished(self) -> list[PlannedRun]:
+        """Runs without a result yet (planned, running, failed), the longest first."""
+        left = [run for run in self.runs if recorded_status(self.run_dir(run)) not in FINISHED]
+        return sorted(left, key=expected_cost, reverse=True)
+
+
+def recorded_status(run_dir: Path) -> str:
+    """A run's status by its record; planned where there is none."""
+    return str((read_status(run_dir) or {}).get("status", "planned"))
+
+
+def expected_cost(planned: PlannedRun) -> float:
+    """Estimated seconds where the plan knows them, else FLOPs; only the order matters."""
+    return planned.costs.get("seconds") or planned.costs.get("flops", 0.0)
+
+
+def freeze(sweep_dir: Path, runs: list[PlannedRun], progress: bool = False) -> Frozen:
+    """Check `runs` against the plan in `sweep_dir`, make the token files, and write the plan at the first start.
+
+    Raises InputError where the directory belongs to another plan, where the text is no longer the one the sweep
+    started on, or where the text is too small for a run. Nothing is written in these cases.
+    """
+    if not runs:
+        raise InputError("the plan has no runs; loosen grid.where or give grid.blocks some values")
+    path = sweep_dir / PLAN_FILE
+    earlier = read_plan(path) if path.exists() else None
+    if earlier is not None:
+        runs = _same_runs(sweep_dir, earlier, runs)
+    runs, corpora = on_text(sweep_dir, runs, progress)
+    if earlier is None:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        write_plan(path, runs)
+    return Frozen(sweep_dir, runs, corpora)
+
+
+def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun]) -> list[PlannedRun]:
+    new = {run.run_id: run for run in runs}
+    old = {run.run_id for run in earlier}
+    if set(new) != old:
+        raise InputError(
+            f"{sweep_dir} belongs to another plan ({len(old)} runs, {len(old - set(new))} of them not in this one; "
+            f"{len(set(new) - old)} of this one not in it); set sweep_dir to a new folder, or repeat its own command"
+        )
+    return [_onward(run, new[run.run_id]) for run in earlier]
+
+
+def _onward(earlier: PlannedRun, new: PlannedRun) -> PlannedRun:
+    # A plan made for a GPU leaves the micro-batch to it; going on with a CPU takes the CPU's.
+    micro_batch = earlier.execution.micro_batch or new.execution.micro_batch
+    execution = dataclasses.replace(earlier.execution, micro_batch=micro_batch)
+    return dataclasses.replace(earlier, source=new.source, execution=execution)
+
+
+def on_text(sweep_dir: Path, runs: list[PlannedRun], progress: bool) -> tuple[list[PlannedRun], dict[str, Path]]:
+    """The runs with the hash of their token files, and the directory of the token files by hash, made where absent.
+
+    Raises InputError where a run was frozen on other text, and where the text is too small for a run.
+    """
+    from sweep.batches import check_epochs
+    from sweep.corpus import prepare
+
+    made = {}
+    checked = []
+    for run in runs:
+        key: tuple[DataSpec, Source] = (run.spec.data, run.source)
+        if key not in made:
+            made[key] = prepare(run.spec.data, run.source, progress=progress)
+        corpus = made[key]
+        if run.data_hash not in (None, corpus.data_hash):
+            raise InputError(
+                f"{sweep_dir} was started on other text than data={run.spec.data.name} gives now (token hash "
+                f"{run.data_hash}, now {corpus.data_hash}); restore the text, or start anew with another sweep_dir"
+            )
+        check_epochs(run.spec, run.source, corpus)
+        checked.append(dataclasses.replace(run, data_hash=corpus.data_hash))
+    return checked, {corpus.data_hash: corpus.path for corpus in made.values()}

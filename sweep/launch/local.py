@@ -1,0 +1,218 @@
+"""Launcher for one machine: worker processes fed with runs, the longest first.
+
+A run's end is read from the record, never from a worker's exit code. A worker that dies fails its run and is replaced;
+the sweep goes on. Nothing here knows what a run does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from sweep.config import LauncherConfig, TrackingConfig
+from sweep.estimate import plan_device
+from sweep.launch import worker
+from sweep.launch.freeze import Frozen, recorded_status
+from sweep.launch.progress import Progress
+from sweep.launch.worker import Ended, Evaluated, Job, Ready
+from sweep.record import write_status
+from sweep.schema import InputError
+from sweep.spec import PlannedRun
+
+START_ATTEMPTS = 3  # workers in a row that may die before they ask for their first run
+
+
+@dataclass
+class Outcome:
+    """What became of the runs of a sweep. `statuses` counts all runs of the plan."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)  # run_id -> last error of a failed run
+    stopped: bool = False
+
+
+def devices(asked: str) -> list[str]:
+    """Torch devices that `launcher.device` means on this machine. Raises InputError where there is none such."""
+    if plan_device(asked) == "cpu":
+        return ["cpu"]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        return [f"cuda:{i}" for i in range(count)]
+    if asked == "auto":  # a driver without a device, or a torch without CUDA
+        return ["cpu"]
+    raise InputError(f"launcher.device={asked}: torch finds no CUDA device here; use auto or cpu")
+
+
+def available_cores() -> int:
+    """Cores this process may use: the machine's, less by affinity and by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def launch(frozen: Frozen, launcher: LauncherConfig, tracking: TrackingConfig) -> Outcome:
+    """Train every unfinished run of the sweep. Returns when all have ended or the sweep was stopped by a signal."""
+    left = frozen.unfinished()
+    names = devices(launcher.device)
+    on_cpu = names == ["cpu"]
+    if launcher.workers == "auto":
+        count = max(1, available_cores() // launcher.threads) if on_cpu else len(names)
+    else:
+        count = launcher.workers
+    count = min(count, len(left))
+    finished = len(frozen.runs) - len(left)
+    with Progress(frozen, left) as progress:
+        progress.say(
+            f"{frozen.sweep_dir}: {len(frozen.runs)} runs" + (f", {finished} of them finished" * bool(finished))
+        )
+        if left:
+            per = f"{launcher.threads} thread{'s' * (launcher.threads > 1)} each"
+            progress.say(f"{count} worker{'s' * (count > 1)} on {', '.join(names)}" + (f", {per}" * on_cpu))
+        return Pool(frozen, launcher, names, tracking, progress).run(left, count)
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    device: str
+    job: Job | None = None
+    asked: bool = False  # has asked for a run, so its start has worked
+
+
+class Pool:
+    """Worker processes and the queue of runs they empty."""
+
+    def __init__(
+        self, frozen: Frozen, launcher: LauncherConfig, names: list[str], tracking: TrackingConfig, progress: Progress
+    ) -> None:
+        self.frozen, self.launcher, self.names = frozen, launcher, names
+        self.tracking, self.progress = tracking, progress
+        self.queue: deque[PlannedRun] = deque()
+        self.workers: list[_Worker] = []
+        self.failures: Counter[str] = Counter()
+        self.lost_starts = 0
+        self.stopping = 0  # signals so far
+        self.outcome = Outcome()
+
+    def run(self, left: list[PlannedRun], count: int) -> Outcome:
+        """Train the runs of `left` on `count` workers."""
+        self.queue.extend(left)
+        with self._signals():
+            try:
+                for i in range(count):
+                    self._start(self.names[i % len(self.names)])
+                while self.workers:
+                    self._step()
+            finally:
+                for lost in self.workers:
+                    lost.process.kill()
+        self.outcome.statuses.update(status_of(self.frozen, run, self.outcome) for run in self.frozen.runs)
+        return self.outcome
+
+    def _step(self) -> None:
+        """Handle what the workers have sent, and those that have died."""
+        if self.stopping and not self.outcome.stopped:
+            self.outcome.stopped = True
+            self.progress.say("stopping: the runs write a checkpoint (once more to stop at once)")
+        by_pipe = {w.pipe: w for w in self.workers}
+        for pipe in wait(list(by_pipe), timeout=0.5):
+            self._receive(by_pipe[pipe])  # type: ignore[index]
+
+    def _receive(self, sender: _Worker) -> None:
+        try:
+            message = sender.pipe.recv()
+        except (EOFError, OSError):
+            self._gone(sender)
+            return
+        if isinstance(message, Ready):
+            sender.asked, self.lost_starts = True, 0
+            self._give(sender)
+        elif isinstance(message, Evaluated) and sender.job is not None:
+            self.progress.evaluated(sender.job.planned, message.row)
+        elif isinstance(message, Ended) and sender.job is not None:
+            job, sender.job = sender.job, None
+            self._ended(job.planned, message)
+
+    def _give(self, idle: _Worker) -> None:
+        idle.job = None
+        if self.queue and not self.stopping:
+            planned = self.queue.popleft()
+            idle.job = Job(planned, self.frozen.run_dir(planned), self.frozen.corpus(planned))
+        with contextlib.suppress(OSError):  # it has died meanwhile; its pipe says so next
+            idle.pipe.send(idle.job)
+
+    def _ended(self, planned: PlannedRun, ended: Ended) -> None:
+        if ended.status == "running" and not self.stopping:
+            ended = Ended("failed", "its worker was told to stop, but not by this sweep")
+        if ended.status == "failed":
+            self.failures[planned.run_id] += 1
+            if ended.retry and self.failures[planned.run_id] <= self.launcher.retries and not self.stopping:
+                self.queue.append(planned)
+                self.progress.say(f"run {planned.run_id} failed and is tried again: {ended.error}")
+                return
+            self.outcome.errors[planned.run_id] = ended.error or "unknown"
+        if ended.status != "running":
+            self.progress.ended(planned, ended.status, ended.error)
+
+    def _gone(self, lost: _Worker) -> None:
+        """A worker's pipe has closed: it has ended, or it was killed together with its run."""
+        lost.process.join()
+        lost.pipe.close()
+        self.workers.remove(lost)
+        job, code = lost.job, lost.process.exitcode or 0
+        if job is not None and not self.stopping:
+            error = f"worker killed by signal {-code}" if code < 0 else f"worker ended with exit code {code}"
+            with contextlib.suppress(OSError):
+                write_status(job.run_dir, "failed", error=error)
+            self._ended(job.planned, Ended("failed", error))
+        if not lost.asked:
+            self.lost_starts += 1
+            if self.lost_starts >= START_ATTEMPTS and not self.stopping:
+                raise RuntimeError(f"{self.lost_starts} workers ended at their start (exit code {code}); see above")
+        if len(self.queue) > sum(w.job is None for w in self.workers) and not self.stopping:
+            self._start(lost.device)
+
+    def _start(self, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=worker.main, args=(theirs, device, self.launcher.threads, self.tracking), daemon=False
+        )
+        process.start()
+        theirs.close()  # so that the worker's death closes the pipe
+        self.workers.append(_Worker(process, ours, device))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: object) -> None:
+            self.stopping += 1
+            for w in self.workers:
+                if self.stopping == 1:
+                    w.process.terminate()
+                else:
+                    w.process.kill()
+
+        earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+def status_of(frozen: Frozen, planned: PlannedRun, outcome: Outcome) -> str:
+    """A run's status now: failed where this sweep saw it fail (even if its record could not say so), else recorded."""
+    return "failed" if planned.run_id in outcome.errors else recorded_status(frozen.run_dir(planned))

@@ -1,0 +1,64 @@
+"""One run, through hydra.main: so `-m` and Hydra's own launchers work on it.
+
+The record goes to SWEEP_DIR/runs/RUN_ID like a sweep's, so several runs of one folder can be collected and analysed.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.compose import clear_alternatives, packaged_configs
+from sweep.config import read_config
+from sweep.launch.freeze import FINISHED, on_text, recorded_status
+from sweep.launch.local import devices
+from sweep.launch.worker import Job, train_job
+from sweep.plan import plan_one
+from sweep.schema import RUNS_DIR, InputError
+
+
+class RunFailed(Exception):
+    """A run has failed; its record and the message say why."""
+
+
+@hydra.main(version_base="1.3", config_path=str(packaged_configs()), config_name="train")
+def main(config: DictConfig) -> float:
+    """Train the one run of `config` and return its last test loss, for Hydra's optimising sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return train_one(clear_alternatives(plain, HydraConfig.get().overrides.task))
+
+
+def train_one(config: dict[str, Any]) -> float:
+    """Train the one run of a composed configuration, or resume it; returns its last test loss in nats per token, NaN
+    where there is none. Raises InputError for unusable input and RunFailed where the run failed."""
+    from sweep.status import last_evaluation
+    from sweep.tracking import Mirror
+
+    typed = read_config(config)
+    device = devices(typed.launcher.device)[0]
+    config["launcher"]["device"] = device.partition(":")[0]  # what the plan's micro-batch is for
+    planned = plan_one(config)
+    sweep_dir = Path(config["sweep_dir"]).expanduser()
+    run_dir = sweep_dir / RUNS_DIR / planned.run_id
+    status = recorded_status(run_dir)
+    if status not in FINISHED:
+        [planned], corpora = on_text(sweep_dir, [planned], progress=True)
+        job = Job(planned, run_dir, corpora[planned.data_hash or ""])
+        ended = train_job(job, device, Mirror(typed.tracking), _show)
+        if ended.status == "failed":
+            raise RunFailed(ended.error) if ended.retry else InputError(ended.error)
+        status = ended.status
+    loss = (last_evaluation(run_dir) or {}).get("test_loss", math.nan)
+    hint = "; the same command goes on with it" if status == "running" else ""
+    print(f"{planned.run_id}  {status}  test loss {loss:.4f} nats/token  {run_dir}{hint}", flush=True)
+    return float(loss)
+
+
+def _show(row: dict[str, Any]) -> None:
+    print(f"step {row['step']:>8}  tokens {row['tokens']:>12.0f}  test loss {row['test_loss']:.4f}", flush=True)
