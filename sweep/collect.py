@@ -1,0 +1,112 @@
+"""From run records to the two tables of a sweep, runs.parquet and curves.parquet, with the schema's columns exactly."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.accounting import count_flops, count_params
+from sweep.record import Record, read_record
+from sweep.schema import CURVE_COLUMNS, CURVES_TABLE, RUN_COLUMNS, RUNS_DIR, RUNS_TABLE, SPEC_FILE, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+def collect(sweep_dir: Path) -> tuple[Path, Path]:
+    """Write the run table and the curves of all records under `sweep_dir`; returns their paths.
+
+    Runs in every status are included; the status says what they are. A damaged record is named in a warning and left
+    out, a damaged line of a curve too. Raises InputError where there is no readable record at all.
+    """
+    folders = sorted(path.parent for path in (sweep_dir / RUNS_DIR).glob(f"*/{SPEC_FILE}"))
+    if not folders:
+        raise InputError(
+            f"{sweep_dir}: no runs in {RUNS_DIR}/; is this a sweep directory, and has `isoloss sweep` run?"
+        )
+    runs, curves = [], []
+    for folder in folders:
+        try:
+            record = read_record(folder)
+            _check_complete(folder, record)
+        except InputError as error:
+            log.warning("left out: %s", error)
+            continue
+        for problem in record.problems:
+            log.warning(problem)
+        runs.append(run_row(record))
+        curves += [{"run_id": record.run_id, **row} for row in record.rows]
+    if not runs:
+        raise InputError(f"{sweep_dir}: none of its {len(folders)} records can be read; see the warnings above")
+    return (
+        _write(runs, RUN_COLUMNS, sweep_dir / RUNS_TABLE),
+        _write(curves, CURVE_COLUMNS, sweep_dir / CURVES_TABLE),
+    )
+
+
+def run_row(record: Record) -> dict[str, Any]:
+    """The values of RUN_COLUMNS for one record; None where the run has not come to know them."""
+    spec, status, manifest = record.spec, record.status, record.manifest
+    model, params, flops = spec.model, count_params(spec.model), count_flops(spec.model)
+    last: dict[str, Any] = record.rows[-1] if record.rows else {}
+    return {
+        "run_id": record.run_id,
+        **{name: getattr(model, name) for name in ("family", "n_layer", "d_model", "n_head", "d_head", "d_ff")},
+        "n_ctx": model.n_ctx,
+        "vocab_size": model.vocab_size,
+        **{
+            f"params_{name}": getattr(params, name)
+            for name in ("embedding", "position", "attention", "mlp", "norm_bias", "head", "total")
+        },
+        "params": params.params,
+        "flops_per_token": flops.matrices,
+        "flops_per_token_context": flops.context,
+        "flops_per_token_head": flops.head,
+        "batch_tokens": spec.batch_tokens,
+        "steps": spec.steps,
+        "tokens": spec.tokens,
+        "flops": flops.matrices * spec.tokens,
+        "optimizer": spec.optimizer.name,
+        "lr": spec.optimizer.lr,
+        "beta2": spec.optimizer.beta2,
+        "weight_decay": spec.optimizer.weight_decay,
+        "schedule": spec.schedule.name,
+        "schedule_steps": spec.schedule.schedule_steps,
+        "warmup_tokens": spec.schedule.warmup_steps * spec.batch_tokens,
+        "weight_average": spec.weight_average,
+        "precision": spec.precision,
+        "seed": spec.seed,
+        "status": status["status"],
+        "test_loss": last.get("test_loss"),
+        "test_loss_se": last.get("test_loss_se"),
+        "unique_tokens": manifest.get("unique_tokens"),
+        "epochs": status.get("epochs"),
+        "bytes_per_token": manifest.get("bytes_per_token"),
+        "data_name": spec.data.name,
+        "data_hash": manifest.get("data_hash"),
+        "wall_s": status.get("wall_s", last.get("elapsed_s")),
+        "tokens_per_s": status.get("tokens_per_s"),
+        "mfu": status.get("mfu"),
+        "device": manifest.get("device"),
+    }
+
+
+def _check_complete(folder: Path, record: Record) -> None:
+    """A run that says it is done must end in its last evaluation, else its loss would be another step's."""
+    steps = record.spec.steps
+    if record.status["status"] == "done" and (not record.rows or record.rows[-1]["step"] != steps):
+        raise InputError(f"{folder}: done, but its evaluation at step {steps} is missing or damaged")
+
+
+def _write(rows: list[dict[str, Any]], columns: dict[str, str], path: Path) -> Path:
+    import pandas as pd
+
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    frame.to_parquet(part, index=False)
+    part.rename(path)
+    return path
