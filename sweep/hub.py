@@ -39,6 +39,8 @@ class HubReader:
         cannot be opened."""
         import datasets
 
+        # Even for local files it would report the load to a server, and wait for that where there is no network.
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         path = os.path.expanduser(source.hub_path or builder_of(files))
         self._name = source.hub_path or ", ".join(files)
         self._field = source.hub_field

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,14 @@ def test_datasets_reads_local_files(tmp_path, kind):
         assert len(found) == -(-path.stat().st_size // (BLOCK_BYTES + 30))
     else:
         assert found == [text.encode() for text in TEXTS]
+
+
+def test_local_files_need_no_network(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: asked.append(args) or [])
+    for kind in ("parquet", "jsonl", "txt"):
+        assert list(open_documents(data("hub"), Source(files=(str(local_files(tmp_path)[kind]),))))
+    assert asked == []
 
 
 def test_datasets_reads_a_folder_and_another_column(tmp_path):
