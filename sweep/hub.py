@@ -99,9 +99,7 @@ class HubReader:
                 raise InputError(
                     f"data: {self._name} has no column {self._field}; set data.hub_field to one of {', '.join(row)}"
                 )
-            text = row[self._field]
-            if text is None:
-                continue
+            text = "" if row[self._field] is None else row[self._field]  # dropped and counted as an empty document
             if not isinstance(text, str):
                 raise InputError(f"data: column {self._field} of {self._name} holds {type(text).__name__}, not text")
             yield text.encode("utf-8", "surrogatepass")  # half a surrogate pair is no UTF-8 and is dropped later

@@ -15,7 +15,7 @@ from sweep.schema import InputError
 
 SEPARATOR = 0
 END_OF_TEXT = "<|endoftext|>"  # the separator's name in a byte-pair encoding
-TRAINING_BYTES = 128 * 2**20  # of the training split; merges no longer change with more
+TRAINING_BYTES = 128 * 2**20  # of the training split: a bound on time and memory
 
 
 class Tokenizer(Protocol):

@@ -116,6 +116,12 @@ def test_datasets_reads_a_folder_and_another_column(tmp_path):
     assert len(fingerprint(data("hub"), source)) == 1
 
 
+def test_a_row_without_text_is_an_empty_document(tmp_path):
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
+    source = Source(files=(str(tmp_path / "a.parquet"),))
+    assert [raw for _, raw in open_documents(data("hub"), source)] == [b"a", b"", b"b"]
+
+
 def test_rows_that_are_lines_are_joined(tmp_path):
     rows = [" = Title = \n", "", " A paragraph. \n"] * 3000  # as wikitext has them
     pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
