@@ -2,10 +2,10 @@
 
 Every law here is, in logarithms, a log-sum-exp of terms linear in the parameters,
 
-    ln y_i = ln sum_t exp(sum_p X[t, i, p] theta_p),
+    ln y_i = ln sum_t exp(offset[t, i] + sum_p design[t, i, p] theta_p),
 
 for example the parametric law L = E + A/N^alpha + B/D^beta with theta = (ln A, alpha, ln B, beta, ln E), or the
-trade-off S = S_min + E_min/B with theta = (ln S_min, ln E_min). Values, gradients and Hessians are then exact, and all
+trade-off S = S_min + E_min/B with theta = (ln S_min, ln E_min) and offset -ln B in its second term. Values, gradients and Hessians are then exact, and all
 sums are positive by construction.
 
 Method: damped (Levenberg-Marquardt) steps, first Gauss-Newton with iteratively reweighted residuals, which travels well
@@ -55,20 +55,22 @@ def solve(
     target: np.ndarray,
     starts: np.ndarray,
     *,
+    offset: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     loss: Loss = "squared",
     delta: float = 1e-3,
     device: str = "cpu",
     max_iterations: int = 500,
 ) -> Fit:
-    """Fit ln y = logsumexp_t(design[t] @ theta) to `target` = ln y, each problem from each of its starts.
+    """Fit ln y = logsumexp_t(offset[t] + design[t] @ theta) to `target` = ln y, each problem from each of its starts.
 
-    design: [terms, points, p] shared by all problems, or [problems, terms, points, p].
+    design: [terms, points, p] shared by all problems, or [problems, terms, points, p]. offset: [terms, points].
     target: [points] or [problems, points]. weights: the same, at least 0 (0 leaves a point out).
     starts: [starts, p] shared, or [problems, starts, p].
     """
     design, target, starts = (np.asarray(a, dtype=np.float64) for a in (design, target, starts))
     weights = np.ones_like(target) if weights is None else np.asarray(weights, dtype=np.float64)
+    offset = np.zeros(design.shape[-3:-1]) if offset is None else np.asarray(offset, dtype=np.float64)
     problems = max(
         len(design) if design.ndim == 4 else 1,
         len(target) if target.ndim == 2 else 1,
@@ -85,7 +87,8 @@ def solve(
     for begin in range(0, problems, step):
         rows = slice(begin, begin + step)
         part = design if design.ndim == 3 else design[rows]
-        parts.append(_solve_chunk(part, target[rows], weights[rows], starts[rows], loss, delta, device, max_iterations))
+        arrays = part, offset, target[rows], weights[rows], starts[rows]
+        parts.append(_solve_chunk(arrays, loss, delta, device, max_iterations))
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
@@ -95,24 +98,16 @@ def _join(parts: list[Fit]) -> Fit:
 
 
 def _solve_chunk(
-    design: np.ndarray,
-    target: np.ndarray,
-    weights: np.ndarray,
-    starts: np.ndarray,
-    loss: Loss,
-    delta: float,
-    device: str,
-    max_iterations: int,
+    arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, device: str, max_iterations: int
 ) -> Fit:
     import torch
 
-    x, y, w, theta = (
-        torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device)
-        for a in (design, target, weights, starts)
+    x, offset, y, w, theta = (
+        torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device) for a in arrays
     )
     with torch.inference_mode():
-        problem = _Problem(x, y, w, None if loss == "squared" else delta)
-        if starts.shape[1] > 2 * _PRUNE_TO:
+        problem = _Problem(x, offset, y, w, None if loss == "squared" else delta)
+        if theta.shape[1] > 2 * _PRUNE_TO:
             theta, objective, _ = _minimise(problem, theta, _PRUNE_AFTER)
             keep = torch.topk(objective, _PRUNE_TO, dim=1, largest=False).indices
             theta = torch.gather(theta, 1, keep[..., None].expand(-1, -1, theta.shape[-1]))
@@ -144,6 +139,7 @@ class _Problem:
     """Tensors of a chunk, and the model's value and derivatives for rows (a row is one start of one problem)."""
 
     x: torch.Tensor  # [T, n, p] or [P, T, n, p]
+    offset: torch.Tensor  # [T, n]
     y: torch.Tensor  # [P, n]
     w: torch.Tensor  # [P, n]
     delta: float | None  # of Huber's loss; None: squared
@@ -159,6 +155,7 @@ class _Problem:
         else:
             x = self.x[row]
             z = torch.einsum("mtnp,mp->mtn", x, theta)
+        z = z + self.offset
         prediction = torch.logsumexp(z, dim=1)
         return x, prediction, torch.exp(z - prediction[:, None])
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.bootstrap import correlated_noise
 from analysis.table import Table, make_table
 from sweep.schema import RUN_COLUMNS
 
@@ -114,25 +115,13 @@ def synthetic_sweep(
                     at = _evaluation_steps(steps, batch, points_per_decade)
                     slowed = at * math.exp(-lr_penalty * math.log(lr_factor) ** 2)
                     loss = truth.loss(params, batch, slowed)
-                    loss = loss * np.exp(correlated_noise(np.log(at * batch), sigma, correlation, rng))
+                    noise = correlated_noise(np.log(at * batch), correlation, rng)[0]
+                    loss = loss * np.exp(sigma * noise)
                     lr = lr_factor * 3e-3 * math.sqrt(sequences)
                     row = _run_row(run_id, n_layer, d_model, n_ctx, batch, steps, lr, number, float(loss[-1]))
                     runs.append(row)
                     curves.append(_curve_rows(row, at, loss))
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic sweep")
-
-
-def correlated_noise(
-    ln_tokens: np.ndarray, sigma: float, correlation: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Gaussian noise of standard deviation `sigma` at increasing `ln_tokens`, correlated as exp(-distance/correlation)."""
-    rho = np.exp(-np.diff(ln_tokens) / correlation)
-    shocks = rng.standard_normal(len(ln_tokens))
-    noise = np.empty(len(ln_tokens))
-    noise[0] = shocks[0]
-    for i in range(1, len(noise)):
-        noise[i] = rho[i - 1] * noise[i - 1] + math.sqrt(1 - rho[i - 1] ** 2) * shocks[i]
-    return sigma * noise
 
 
 def _evaluation_steps(steps: int, batch: int, per_decade: int) -> np.ndarray:

@@ -1,0 +1,246 @@
+"""Lower envelopes of the loss over model sizes at equal compute, raw and adjusted, and the optimal size N_opt(C).
+
+One curve a size: of the seeds the mean of ln L, of the learning rates the best at each point. The sizes are compared at
+one batch size that they share, so that a size with many batch sizes is not favoured by its larger choice (the least of
+many noisy curves lies low). Raw means against C = 6 N D at that batch; adjusted means against C_min = C/(1 + B/B_crit(L))
+(Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
+
+Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too low
+with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in
+(ln C, ln N), least squares over the compute values with an interior best size and the two sizes on either side of it; its
+minimum over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most 0.01 and its scatter half of that
+of a parabola for each C. Those parabolas give the points N_opt(C).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.power_law import line
+from analysis.runs import Run
+from sweep.schema import InputError
+
+LEAST_SIZES = 4
+GRID_PER_DECADE = 12
+WINDOW = 2  # sizes on either side of the best one that a parabola takes in
+_STEP = 0.03  # of a size's curve, in ln(tokens)
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model size: for each setting the indices of its runs (seeds), and the ln(tokens) at which it is read."""
+
+    group: str
+    params: float
+    batch: float
+    settings: tuple[tuple[int, ...], ...]
+    x: np.ndarray
+    decayed: bool
+
+    @property
+    def members(self) -> list[int]:
+        """Indices of all its runs."""
+        return [i for setting in self.settings for i in setting]
+
+
+@dataclass(frozen=True)
+class Optima:
+    """Best size at each compute value [g]. index: the lowest size. interior: it is neither the smallest nor the largest of
+    the sizes there. ln_n, ln_l: of the parabola's minimum, nan where there is none. used: the parabola holds.
+    coefficients: [g, 3] of the parabola c0 + c1 ln N + c2 ln^2 N; first, last: sizes it was fitted to."""
+
+    index: np.ndarray
+    interior: np.ndarray
+    ln_n: np.ndarray
+    value: np.ndarray
+    used: np.ndarray
+    coefficients: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    window: np.ndarray
+
+
+def choose_batch(runs: Sequence[Run]) -> float | None:
+    """The batch size that the most sizes share (then the one run to the greatest compute); None where fewer than
+    four sizes and fewer than all share one."""
+    sizes: dict[float, set[float]] = defaultdict(set)
+    reach: dict[float, float] = defaultdict(float)
+    for run in runs:
+        sizes[run.batch].add(run.params)
+        reach[run.batch] = max(reach[run.batch], run.params * run.final_tokens)
+    if not sizes:
+        return None
+    best = max(sizes, key=lambda b: (len(sizes[b]), reach[b]))
+    enough = len(sizes[best]) >= min(LEAST_SIZES, len({run.params for run in runs}))
+    return best if enough else None
+
+
+def make_sizes(runs: Sequence[Run], batch: float | None) -> list[Size]:
+    """One `Size` a group, smallest first: its runs at `batch`; without a common batch, at its batch with the longest run.
+    One-layer models are left out where four deeper sizes remain (Kaplan et al. 2020, App. D.7)."""
+    deep = {run.params for run in runs if run.n_layer != 1}
+    if len(deep) >= LEAST_SIZES:
+        runs_in = [i for i, run in enumerate(runs) if run.n_layer != 1]
+    else:
+        runs_in = list(range(len(runs)))
+    groups: dict[tuple[float, str], list[int]] = defaultdict(list)
+    for i in runs_in:
+        groups[(runs[i].params, runs[i].group)].append(i)
+    sizes = []
+    for (params, group), members in sorted(groups.items()):
+        at = batch if batch is not None else max((runs[i] for i in members), key=lambda r: r.final_tokens).batch
+        chosen = [i for i in members if runs[i].batch == at or runs[i].decayed]
+        if chosen:
+            sizes.append(_make_size(runs, group, params, at, chosen))
+    return sizes
+
+
+def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, members: list[int]) -> Size:
+    decayed = runs[members[0]].decayed
+    found: dict[tuple[float, ...], list[int]] = defaultdict(list)
+    for i in members:
+        found[runs[i].setting].append(i)
+    if decayed:
+        ends = sorted({float(runs[i].ln_tokens[-1]) for i in members})
+        x = np.unique(np.concatenate([np.arange(ends[0], ends[-1], _STEP), ends]))
+        return Size(group, params, batch, tuple(tuple(v) for _, v in sorted(found.items())), x, True)
+    # Seeds of a shorter horizon would put a step into the mean where they end, so only the full-length ones count.
+    longest = max(runs[i].curve.end for i in members)
+    settings = []
+    for _, seeds in sorted(found.items()):
+        reach = max(runs[i].curve.end for i in seeds)
+        settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - 0.02))
+    start = max(min(runs[i].curve.start for i in members), -700.0)
+    x = np.append(np.arange(start, longest, _STEP), longest)
+    return Size(group, params, batch, tuple(settings), x, False)
+
+
+def size_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """ln L at `size.x`, nan where no setting is known, and the index of the run it stands for."""
+    if size.decayed:
+        return _decayed_curve(runs, size)
+    values = np.full((len(size.settings), len(size.x)), np.nan)
+    for s, members in enumerate(size.settings):
+        end = min(runs[i].curve.end for i in members)
+        x = np.minimum(size.x, np.where(size.x <= end + 0.02, end, size.x))
+        values[s] = np.mean([runs[i].curve.ln_loss(x) for i in members], axis=0)
+    best = np.argmin(np.where(np.isfinite(values), values, np.inf), axis=0)
+    return values[best, np.arange(len(size.x))], np.array([m[0] for m in size.settings])[best]
+
+
+def _decayed_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Final losses of runs of several horizons, joined by straight lines in logarithms."""
+    finals: dict[float, list[tuple[float, int]]] = defaultdict(list)
+    for members in size.settings:
+        lengths: dict[float, list[int]] = defaultdict(list)
+        for i in members:
+            lengths[float(runs[i].ln_tokens[-1])].append(i)
+        for x, seeds in lengths.items():
+            finals[x].append((float(np.mean([runs[i].ln_loss[-1] for i in seeds])), seeds[0]))
+    knots = sorted(finals)
+    lowest = [min(finals[x]) for x in knots]
+    nearest = np.abs(size.x[:, None] - np.array(knots)).argmin(axis=1)
+    return np.interp(size.x, knots, [v for v, _ in lowest]), np.array([i for _, i in lowest])[nearest]
+
+
+def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np.ndarray:
+    """ln C = ln 6 N D along a size's curve, or ln C_min where a law (intercept, slope of ln B_crit against ln L) is
+    given. Made to increase where noise in the loss would turn it back."""
+    x = size.x + math.log(6 * size.params)
+    if law is None:
+        return x
+    x = x - np.logaddexp(0.0, math.log(size.batch) - (law[0] + law[1] * y))
+    return np.maximum.accumulate(np.where(np.isfinite(x), x, -np.inf))
+
+
+def compute_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]], per_decade: int = GRID_PER_DECADE) -> np.ndarray:
+    """ln C, log-spaced, over what three or more of the curves (ln C, ln L) reach."""
+    ranges = [(x[np.isfinite(y)][0], x[np.isfinite(y)][-1]) for x, y in curves if np.isfinite(y).any()]
+    if len(ranges) < 3:
+        raise InputError(f"frontier: {len(ranges)} model sizes have curves to compare; give at least {LEAST_SIZES}")
+    low, high = sorted(r[0] for r in ranges)[2], sorted(r[1] for r in ranges)[-3]
+    step = math.log(10) / per_decade
+    return np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+
+
+def read_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
+    """ln L [sizes, grid] of curves (ln x, ln L); nan where a curve is not known."""
+    rows = []
+    for x, y in curves:
+        good = np.isfinite(y) & np.isfinite(x)
+        rows.append(np.interp(grid, x[good], y[good], left=np.nan, right=np.nan) if good.sum() else grid * np.nan)
+    return np.array(rows)
+
+
+def find_optima(ln_n: np.ndarray, values: np.ndarray) -> Optima:
+    """Lowest size and parabola through the five sizes centred on it, at each compute value.
+
+    ln_n: [sizes], increasing. values: [sizes, g], nan where a size is not known there.
+    """
+    known = np.isfinite(values)
+    number = known.sum(axis=0)
+    index = np.argmin(np.where(known, values, np.inf), axis=0)
+    columns = np.arange(values.shape[1])
+    rank = np.cumsum(known, axis=0) - 1
+    centre = rank[index, columns]
+    interior = (number >= 3) & (centre > 0) & (centre < number - 1)
+    window = known & (np.abs(rank - centre) <= WINDOW) & (number >= 3)
+    middle = ln_n.mean()
+    powers = (ln_n - middle)[:, None] ** np.arange(3)
+    normal = np.einsum("sg,si,sj->gij", window.astype(float), powers, powers)
+    right = np.einsum("sg,si->gi", np.where(window, values, 0.0), powers)
+    c = np.einsum("gij,gj->gi", np.linalg.pinv(normal, hermitian=True), right)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = np.where(c[:, 2] > 0, -c[:, 1] / (2 * c[:, 2]), np.nan)
+        least = c[:, 0] - c[:, 1] ** 2 / (4 * c[:, 2])
+    first, last = np.argmax(window, axis=0), len(ln_n) - 1 - np.argmax(window[::-1], axis=0)
+    inside = (vertex + middle > ln_n[first]) & (vertex + middle < ln_n[last])
+    used = interior & inside
+    coefficients = np.stack(
+        [c[:, 0] - c[:, 1] * middle + c[:, 2] * middle**2, c[:, 1] - 2 * c[:, 2] * middle, c[:, 2]], axis=1
+    )
+    ln_opt, least = np.where(used, vertex + middle, np.nan), np.where(used, least, np.nan)
+    return Optima(index, interior, ln_opt, least, used, coefficients, first, last, window)
+
+
+def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:
+    """Quadratic surface of ln L in (ln C, ln N) near the interior optima: coefficients of 1, c, c^2, n, n c, n^2 with
+    c, n from `grid.mean()`, `ln_n.mean()`. nan where there are fewer than three interior optima or no minimum."""
+    take = optima.window & optima.interior
+    sizes, columns = np.nonzero(take)
+    if optima.interior.sum() < 3:
+        return np.full(6, np.nan)
+    c, n = grid[columns] - grid.mean(), ln_n[sizes] - ln_n.mean()
+    design = np.stack([np.ones_like(c), c, c * c, n, n * c, n * n], axis=1)
+    k, _, rank, _ = np.linalg.lstsq(design, values[take], rcond=None)
+    return k if rank == 6 and k[5] > 0 else np.full(6, np.nan)
+
+
+def surface_optimum(k: np.ndarray, ln_n: np.ndarray, grid: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ln N_opt, ln L) of the surface's minimum over N at ln C = `at`; the first is a straight line."""
+    c = at - grid.mean()
+    n = -(k[3] + k[4] * c) / (2 * k[5])
+    return n + ln_n.mean(), k[0] + k[1] * c + k[2] * c * c + (k[3] + k[4] * c) * n / 2
+
+
+def quantities(
+    ln_c: np.ndarray, ln_n: np.ndarray, ln_l: np.ndarray, batch: float | None, law: tuple[float, float] | None
+) -> dict[str, np.ndarray]:
+    """ln of N, D, B, S and L at each ln C. With a law, ln C is ln C_min: B = B_crit(L), S = S_min = C_min/(6 N B), and
+    D = 2 B_crit S_min, the tokens of a run at the critical batch. Without, B = `batch`, D = C/6N and S = D/B."""
+    six_n = ln_n + math.log(6)
+    if law is None:
+        ln_b = np.full_like(ln_c, math.log(batch) if batch else np.nan)
+        return {"N": ln_n, "D": ln_c - six_n, "B": ln_b, "S": ln_c - six_n - ln_b, "L": ln_l}
+    ln_b = law[0] + law[1] * ln_l
+    return {"N": ln_n, "D": ln_c - six_n + math.log(2), "B": ln_b, "S": ln_c - six_n - ln_b, "L": ln_l}
+
+
+def fit_lines(ln_c: np.ndarray, logs: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """(intercept, exponent) of each quantity against ln C."""
+    return {name: line(ln_c, values) for name, values in logs.items()}
