@@ -159,11 +159,12 @@ def _sweep(argv: list[str]) -> int:
         return 0
     from sweep.config import read_config
     from sweep.launch.freeze import freeze
-    from sweep.launch.local import devices, launch
+    from sweep.launch.local import check, devices, launch
     from sweep.launch.lock import hold
     from sweep.plan import plan_sweep
 
     typed = read_config(config)
+    check(typed.launcher)
     # What torch finds, not what the files of a driver suggest, decides the micro-batches.
     config["launcher"]["device"] = devices(typed.launcher.device)[0].partition(":")[0]
     runs = plan_sweep(config)
@@ -212,8 +213,8 @@ def _train(argv: list[str]) -> int:
     earlier, sys.argv = sys.argv, ["isoloss train", *argv]
     try:
         single.main()
-    except single.RunFailed as error:
-        raise RunsFailed(f"the run failed: {error}") from error
+    except SystemExit as end:
+        return int(end.code or 0)
     except (HydraException, OmegaConfBaseException) as error:
         if not {"-m", "--multirun"} & set(argv):
             compose("train", [argument for argument in argv if not argument.startswith("-")])  # explains in one line
@@ -250,7 +251,7 @@ def _collect(argv: list[str]) -> int:
 
 def collect_records(sweep_dir: Path) -> None:
     """Write the tables of a sweep directory and say what they hold and what had to be set aside."""
-    from sweep.record import collect
+    from sweep.collect import collect
 
     for path in collect(sweep_dir):
         print(path)

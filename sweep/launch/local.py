@@ -39,6 +39,14 @@ class Outcome:
     stopped: bool = False
 
 
+def check(launcher: LauncherConfig) -> None:
+    """Raises InputError where the launcher's numbers make no sense."""
+    if launcher.workers != "auto" and launcher.workers < 1:
+        raise InputError(f"launcher.workers must be auto or positive, not {launcher.workers}")
+    if launcher.threads < 1 or launcher.retries < 0:
+        raise InputError("launcher.threads must be positive and launcher.retries not negative")
+
+
 def devices(asked: str) -> list[str]:
     """Torch devices that `launcher.device` means on this machine. Raises InputError where there is none such."""
     if plan_device(asked) == "cpu":

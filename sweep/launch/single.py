@@ -6,13 +6,15 @@ The record goes to SWEEP_DIR/runs/RUN_ID like a sweep's, so several runs of one 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.compose import clear_alternatives, packaged_configs
+from sweep.compose import packaged_configs, settle
 from sweep.config import read_config
 from sweep.launch.freeze import FINISHED, on_text, recorded_status
 from sweep.launch.local import devices
@@ -27,11 +29,20 @@ class RunFailed(Exception):
 
 @hydra.main(version_base="1.3", config_path=str(packaged_configs()), config_name="train")
 def main(config: DictConfig) -> float:
-    """Train the one run of `config` and return its last test loss, for Hydra's optimising sweepers."""
+    """Train the one run of `config` and return its last test loss, for Hydra's optimising sweepers.
+
+    What goes wrong is said in one line; it leaves as SystemExit, to which Hydra adds nothing.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return train_one(clear_alternatives(plain, HydraConfig.get().overrides.task))
+    try:
+        return train_one(settle(plain, HydraConfig.get().overrides.task))
+    except (InputError, RunFailed) as error:
+        if os.environ.get("ISOLOSS_TRACEBACK"):
+            raise
+        print(f"isoloss: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from error
 
 
 def train_one(config: dict[str, Any]) -> float:
