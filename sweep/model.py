@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sweep.accounting import count_params
+from sweep.schema import InputError
 from sweep.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def transformers_config(spec: ModelSpec) -> GPT2Config | LlamaConfig:
             bos_token_id=None,
             eos_token_id=None,
         )
-    return LlamaConfig(
+    config = LlamaConfig(
         vocab_size=spec.vocab_size,
         hidden_size=spec.d_model,
         intermediate_size=spec.d_ff,
         num_hidden_layers=spec.n_layer,
-        num_attention_heads=spec.n_head,
-        num_key_value_heads=spec.n_head,
+        num_attention_heads=1,
+        num_key_value_heads=1,
         head_dim=spec.d_head,
         max_position_embeddings=spec.n_ctx,
         rms_norm_eps=NORM_EPS,
@@ -81,6 +82,10 @@ def transformers_config(spec: ModelSpec) -> GPT2Config | LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
+    # The constructor wants d_model to be a multiple of n_head, which the model itself does not need and some shapes of
+    # Hoffmann et al. 2022, Table A9, are not (d_model 2688 with 22 heads of 128).
+    config.num_attention_heads = config.num_key_value_heads = spec.n_head
+    return config
 
 
 def component_params(parameters: dict[str, Tensor]) -> dict[str, int]:
@@ -122,7 +127,13 @@ def init_std(name: str, parameter: Tensor, spec: ModelSpec) -> float:
 
 
 def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:
-    """Write `weights` (by the names of `build_model`) in Hugging Face format to the folder `path`."""
+    """Write `weights` (by the names of `build_model`) in Hugging Face format to the folder `path`. Raises InputError
+    for a shape that transformers would refuse to load."""
+    if spec.d_model % spec.n_head:
+        raise InputError(
+            f"a model with d_model {spec.d_model} and {spec.n_head} heads cannot be saved: transformers loads only "
+            "shapes whose d_model is a multiple of n_head; set execution.save_model to false"
+        )
     model = build_model(spec, seed=0)
     model.load_state_dict({name: weight.detach().cpu().clone() for name, weight in weights.items()}, strict=False)
     model.save_pretrained(path)

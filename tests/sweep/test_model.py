@@ -1,0 +1,103 @@
+"""Models against transformers: counts, ties, initial values, logits, gradients, the Hugging Face format."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sweep.accounting import count_params
+from sweep.forward import forward_function, token_losses
+from sweep.model import build_model, component_params, save_model
+from sweep.schema import InputError
+from sweep.spec import ModelSpec
+
+GPT2 = ModelSpec("gpt2", n_layer=2, d_model=32, n_head=4, d_head=8, d_ff=96, n_ctx=24, vocab_size=61)
+LLAMA = ModelSpec("llama", n_layer=2, d_model=32, n_head=4, d_head=6, d_ff=80, n_ctx=24, vocab_size=61)
+ODD = ModelSpec("llama", n_layer=1, d_model=32, n_head=3, d_head=10, d_ff=80, n_ctx=24, vocab_size=61)
+both = pytest.mark.parametrize("spec", [GPT2, LLAMA], ids=["gpt2", "llama"])
+every = pytest.mark.parametrize("spec", [GPT2, LLAMA, ODD], ids=["gpt2", "llama", "heads that do not divide the width"])
+
+
+@every
+def test_counts_are_the_models_own(spec: ModelSpec) -> None:
+    model = build_model(spec, seed=0)
+    params = count_params(spec)
+    assert params.total == sum(p.numel() for p in model.parameters())
+    for component, count in component_params(dict(model.named_parameters())).items():
+        assert count == getattr(params, component)
+
+
+def test_head_is_tied_for_gpt2_only() -> None:
+    gpt2, llama = build_model(GPT2, 0), build_model(LLAMA, 0)
+    assert gpt2.lm_head.weight is gpt2.transformer.wte.weight
+    assert llama.lm_head.weight is not llama.model.embed_tokens.weight
+    assert not torch.equal(llama.lm_head.weight, llama.model.embed_tokens.weight)
+
+
+@both
+def test_initial_values_depend_on_the_seed_only(spec: ModelSpec) -> None:
+    first, again, other = (dict(build_model(spec, seed).named_parameters()) for seed in (3, 3, 4))
+    torch.rand(7)  # the global generator must not matter
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        assert value.ndim == 1 or not torch.equal(value, other[name])
+
+
+@every
+def test_forward_has_the_logits_and_gradients_of_transformers(spec: ModelSpec) -> None:
+    model = build_model(spec, seed=1)
+    with torch.no_grad():  # biases and norms that matter, weights far from their initial scale
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.1)
+    tokens = torch.randint(0, spec.vocab_size, (3, spec.n_ctx + 1), generator=torch.Generator().manual_seed(2))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    ours = forward_function(spec)(weights, inputs)
+    theirs = model(input_ids=inputs).logits.reshape(-1, spec.vocab_size)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    token_losses(ours, targets).mean().backward()
+    F.cross_entropy(theirs, targets).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(weights[name].grad, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@both
+def test_no_position_sees_later_tokens(spec: ModelSpec) -> None:
+    weights = dict(build_model(spec, seed=1).named_parameters())
+    tokens = torch.randint(0, spec.vocab_size, (1, spec.n_ctx), generator=torch.Generator().manual_seed(2))
+    changed = tokens.clone()
+    changed[0, 10:] = (changed[0, 10:] + 1) % spec.vocab_size
+    forward = forward_function(spec)
+    before, after = forward(weights, tokens), forward(weights, changed)
+    torch.testing.assert_close(before[:10], after[:10])
+    assert not torch.allclose(before[10:], after[10:])
+
+
+@both
+def test_first_loss_is_near_that_of_a_uniform_guess(spec: ModelSpec) -> None:
+    weights = dict(build_model(spec, seed=0).named_parameters())
+    tokens = torch.randint(0, spec.vocab_size, (32, spec.n_ctx + 1), generator=torch.Generator().manual_seed(2))
+    loss = token_losses(forward_function(spec)(weights, tokens[:, :-1]), tokens[:, 1:].reshape(-1)).mean()
+    assert abs(loss.item() - math.log(spec.vocab_size)) < 0.8
+
+
+@both
+def test_saved_model_loads_with_transformers_and_has_the_same_logits(spec: ModelSpec, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    weights = {name: p.detach() + 0.05 for name, p in build_model(spec, seed=1).named_parameters()}
+    save_model(spec, weights, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(0, spec.vocab_size, (2, spec.n_ctx), generator=torch.Generator().manual_seed(2))
+    expected = forward_function(spec)(weights, tokens)
+    torch.testing.assert_close(
+        loaded(input_ids=tokens).logits.reshape(-1, spec.vocab_size), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_shape_that_transformers_cannot_load_is_not_saved(tmp_path) -> None:
+    with pytest.raises(InputError, match="multiple of n_head"):
+        save_model(ODD, dict(build_model(ODD, 0).named_parameters()), tmp_path)
