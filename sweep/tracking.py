@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sweep.collect import run_row
 from sweep.config import TrackingConfig
 from sweep.launch.freeze import FINISHED
 from sweep.launch.lock import is_held
@@ -219,7 +220,7 @@ class _WandbRun:
             for row in step_rows(self.run_dir):
                 self.log(row)
         self.run.config.update({"manifest": record.manifest})
-        self.run.summary.update({**(record.rows[-1] if record.rows else {}), **record.status, "status": status})
+        self.run.summary.update({**run_row(record), **record.status, "status": status})
         self.run.finish(exit_code=0 if status == "done" else 1)
         mark = {
             "project": self.destination.project,

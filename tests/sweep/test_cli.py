@@ -1,0 +1,144 @@
+"""The command line: help, exit codes, one-line errors, and that planning needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import Commands
+
+from sweep import cli
+from sweep.cli import main
+from sweep.schema import InputError
+
+VERBS = [*cli.VERBS, *cli.ANALYSIS_VERBS]
+HEAVY = {"torch", "transformers", "datasets", "wandb", "pandas", "matplotlib"}
+
+
+@pytest.fixture
+def commands(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    return Commands(tmp_path, tmp_path_factory.getbasetemp() / "cache")
+
+
+def test_help_lists_every_verb_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"isoloss {verb} " in text
+
+
+@pytest.mark.parametrize("verb", ["plan", "sweep", "train", "status", "collect", "sync"])
+def test_each_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main([verb, "--help"]) == 0
+    except SystemExit as end:  # argparse
+        assert end.code == 0
+    assert f"example:\n  isoloss {verb} " in capsys.readouterr().out
+
+
+def test_the_examples_of_composing_verbs_compose(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    examples = re.findall(r"isoloss ((?:plan|sweep) .*)", capsys.readouterr().out)
+    assert len(examples) == 2
+    for example in examples:
+        assert main([*shlex.split(example), "--cfg", "job"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["name"] == "quick"
+
+
+def test_help_plan_and_status_import_nothing_heavy(tmp_path: Path) -> None:
+    script = f"""
+import contextlib, sys
+from pathlib import Path
+from sweep.cli import main
+from sweep.plan import plan_sweep, write_plan
+from sweep.compose import compose
+write_plan(Path("s/plan.jsonl"), plan_sweep(compose("sweep", ["experiment=smoke"])))
+for arguments in (["--help"], *([verb, "--help"] for verb in {list(cli.VERBS)}), ["plan", "experiment=smoke"],
+                  ["plan", "experiment=smoke", "--json", "p.json"], ["status", "s"], ["status", "s", "--json", "s.json"]):
+    with contextlib.suppress(SystemExit):
+        assert main(arguments) == 0, arguments
+heavy = {HEAVY} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "s.json").read_text())["counts"] == {"planned": 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sweeep"], "did you mean sweep?"),
+        (["plan", "--jsn", "x"], "--jsn"),
+        (["plan", "experiment=smok"], "did you mean smoke?"),
+        (["plan", "optimizer.lrr=3"], "did you mean optimizer.lr?"),
+        (["plan", "batch_tokens=100"], "not a multiple of model.n_ctx"),
+        (["plan", "model.shape=2x30"], "d_model 30"),
+        (["plan", "--config-dir", "nowhere"], "nowhere"),
+        (["sweep", "launcher.workers=0"], "launcher.workers"),
+        (["sweep", "launcher.worker=2"], "launcher.worker"),
+        (["train", "optimizer.lrr=3"], "did you mean optimizer.lr?"),
+        (["train", "batch_tokens=100"], "not a multiple of model.n_ctx"),
+        (["status", "nowhere"], "not a sweep directory"),
+        (["collect", "nowhere"], "nowhere"),
+        (["sync", "nowhere"], "no records"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOLOSS_TRACEBACK", "1")
+    with pytest.raises(InputError):
+        main(["plan", "optimizer.lrr=3"])
+
+
+def test_plan_prints_what_it_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "made" / "plan.json"
+    assert main(["plan", "experiment=smoke", "--json", str(target)]) == 0
+    table = capsys.readouterr().out
+    content = json.loads(target.read_text())
+    assert content["totals"]["runs"] == len(content["runs"]) == 8
+    for run in content["runs"]:
+        assert run["run_id"][:8] in table
+    assert f"{content['totals']['flops']:.3g} FLOP" in table
+    assert main(["plan", "--json", "-", "experiment=smoke"]) == 0
+    assert json.loads(capsys.readouterr().out) == content
+
+
+def test_a_reader_that_leaves_is_no_error(commands: Commands) -> None:
+    plan = commands.start("plan", "experiment=kaplan", "--json", "-")
+    assert plan.stdout is not None
+    assert plan.stderr is not None
+    plan.stdout.read(1)
+    plan.stdout.close()
+    assert plan.wait(timeout=60) == 0
+    assert plan.stderr.read() == ""
+
+
+def test_train_takes_hydra_multirun_and_leaves_only_records(commands: Commands) -> None:
+    text = Path(json.__file__).parent
+    arguments = ["model.n_ctx=16", "model.d_head=8", "model.shape=1x8", "horizon.steps=8", "schedule.warmup_steps=2"]
+    arguments += ["data=text", f"data.files=['{text}/*.py']", "data.name=json", "data.test_tokens=512", "tracking=none"]
+    code, out, err = commands.run("train", "-m", *arguments, "batch_tokens=128", "seed=0,1", "sweep_dir=out")
+    assert code == 0, err
+    records = sorted((commands.folder / "out" / "runs").iterdir())
+    assert [json.loads((record / "spec.json").read_text())["seed"] for record in records] in ([0, 1], [1, 0])
+    assert all(f"{record.name}  done" in out for record in records)
+    assert {path.name for path in commands.folder.iterdir()} == {"conf", "out"}
+    assert main(["status", str(commands.folder / "out")]) == 0

@@ -1,0 +1,191 @@
+"""The local launcher's parts: locks, the frozen plan, what is left to do, settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import Commands, until
+
+from sweep.config import LauncherConfig
+from sweep.launch.freeze import Frozen, freeze
+from sweep.launch.local import available_cores, check, devices
+from sweep.launch.lock import hold, is_held
+from sweep.plan import read_plan, write_plan
+from sweep.record import write_status
+from sweep.schema import PLAN_FILE, InputError
+
+
+@pytest.fixture
+def commands(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("ISOLOSS_CACHE", str(cache))
+    return Commands(tmp_path, cache)
+
+
+def test_a_lock_is_refused_by_name_and_ends_with_its_holder(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import pathlib, sys, time\nfrom sweep.launch.lock import hold\n"
+            "with hold(pathlib.Path(sys.argv[1]), 'sweep'): time.sleep(60)",
+            str(tmp_path),
+        ]
+    )
+    until(lambda: is_held(tmp_path))
+    until(lambda: str(holder.pid) in (tmp_path / "lock").read_text())
+    with pytest.raises(InputError, match=f"sweep .* is in use by process {holder.pid}"), hold(tmp_path, "sweep"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not is_held(tmp_path)
+    with hold(tmp_path, "sweep"):
+        assert is_held(tmp_path)
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
+    assert not is_held(tmp_path)
+
+
+def test_a_waiting_lock_is_given_when_it_gets_free(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys, time\nfrom sweep.launch.lock import hold\n"
+        "with hold(pathlib.Path(sys.argv[1]), 'run', 30): print('held', flush=True)"
+    )
+    with hold(tmp_path, "run"):
+        second = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=1)
+    assert second.communicate(timeout=30)[0] == "held\n"
+
+
+def test_the_plan_is_frozen_with_its_data(commands: Commands) -> None:
+    out = commands.folder / "out"
+    runs = commands.plan()
+    frozen = freeze(out, runs)
+    written = read_plan(out / PLAN_FILE)
+    assert [run.run_id for run in written] == [run.run_id for run in runs]
+    assert all(run.data_hash for run in written)
+    assert frozen.runs == written
+    assert frozen.corpus(written[0]).is_dir()
+
+
+def test_the_same_runs_go_on_as_they_were_frozen(commands: Commands) -> None:
+    out = commands.folder / "out"
+    first = freeze(out, commands.plan())
+    before = (out / PLAN_FILE).read_bytes()
+    again = freeze(out, list(reversed(commands.plan("execution.micro_batch=1", "launcher.threads=2"))))
+    assert again.runs == first.runs
+    assert (out / PLAN_FILE).read_bytes() == before
+
+
+def test_a_plan_for_a_gpu_goes_on_with_the_micro_batch_of_a_cpu(commands: Commands) -> None:
+    out = commands.folder / "out"
+    runs = commands.plan()
+    assert all(run.execution.micro_batch for run in runs)
+    freeze(out, [_with_micro_batch(run, None) for run in runs])
+    assert [run.execution for run in freeze(out, runs).runs] == [run.execution for run in runs]
+
+
+def test_another_plan_is_refused(commands: Commands) -> None:
+    out = commands.folder / "out"
+    freeze(out, commands.plan())
+    before = (out / PLAN_FILE).read_bytes()
+    for overrides in (["seed=1"], ["grid.blocks.run.product.batch_tokens=[128]"]):
+        with pytest.raises(InputError, match="belongs to another plan"):
+            freeze(out, commands.plan(*overrides))
+    assert (out / PLAN_FILE).read_bytes() == before
+
+
+def test_other_text_is_refused(commands: Commands) -> None:
+    out = commands.folder / "out"
+    text = commands.folder / "text"
+    runs = commands.plan()
+    shutil.copytree(Path(runs[0].source.files[0]).parent, text)
+    own = [f"data.files=['{text}/*.py']", "data.max_epochs=100"]
+    freeze(out, commands.plan(*own))
+    (text / "decoder.py").write_text("another = 'text'\n" * 400)
+    with pytest.raises(InputError, match="was started on other text"):
+        freeze(out, commands.plan(*own))
+
+
+def test_too_small_a_text_stops_the_sweep_before_anything_is_written(commands: Commands) -> None:
+    out = commands.folder / "out"
+    with pytest.raises(InputError, match="max_epochs"):
+        freeze(out, commands.plan("data.max_epochs=0.001"))
+    assert not out.exists()
+
+
+def test_a_sweep_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no runs"):
+        freeze(tmp_path / "out", [])
+
+
+def test_an_edited_plan_is_refused(commands: Commands) -> None:
+    out = commands.folder / "out"
+    freeze(out, commands.plan())
+    path = out / PLAN_FILE
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 7'))
+    with pytest.raises(InputError, match=r"plan\.jsonl:1: .*was edited"):
+        freeze(out, commands.plan())
+
+
+def test_what_is_left_is_ordered_longest_first(commands: Commands) -> None:
+    runs = commands.plan("grid.blocks.run.product.batch_tokens=[128,256,512,1024]", "horizon.steps=20")
+    statuses = ["done", "running", "failed"]
+    frozen = Frozen(commands.folder / "out", runs, {})
+    for run, status in zip(runs, statuses, strict=False):
+        frozen.run_dir(run).mkdir(parents=True)
+        write_status(frozen.run_dir(run), status, error=None)
+    left = frozen.unfinished()
+    assert {run.run_id for run in left} == {run.run_id for run in runs[1:]}
+    seconds = [run.costs["seconds"] for run in left]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+@pytest.mark.parametrize("status", ["diverged", "out_of_memory"])
+def test_results_are_not_trained_again(status: str, commands: Commands) -> None:
+    runs = commands.plan()
+    write_plan(commands.folder / "out" / PLAN_FILE, runs)
+    frozen = Frozen(commands.folder / "out", runs, {})
+    frozen.run_dir(runs[0]).mkdir(parents=True)
+    write_status(frozen.run_dir(runs[0]), status, error="why")
+    assert [run.run_id for run in frozen.unfinished()] == [runs[1].run_id]
+
+
+def test_settings_that_make_no_sense() -> None:
+    good = LauncherConfig(name="local", workers="auto", threads=1, device="auto", retries=0)
+    check(good)
+    for change in ({"workers": 0}, {"workers": -2}, {"threads": 0}, {"retries": -1}):
+        with pytest.raises(InputError, match=next(iter(change))):
+            check(dataclasses.replace(good, **change))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert devices("cpu") == ["cpu"]
+    if torch.cuda.is_available():
+        assert devices("auto") == devices("cuda") == [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    else:
+        assert devices("auto") == ["cpu"]
+        with pytest.raises(InputError, match="no CUDA device"):
+            devices("cuda")
+
+
+def test_cores_follow_the_affinity() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _with_micro_batch(run, micro_batch):
+    return dataclasses.replace(run, execution=dataclasses.replace(run.execution, micro_batch=micro_batch))
