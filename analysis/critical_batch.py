@@ -190,7 +190,7 @@ def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray) -> Tradeoff:
         inverse,
         np.where(enough, best.objective / freedom, np.nan),
         count,
-        np.logaddexp(ln_s[:, None], ln_e[:, None] - ln_batches),
+        np.where(enough[:, None], np.logaddexp(best.parameters[:, :1], best.parameters[:, 1:] - ln_batches), np.nan),
         enough & (ln_b >= least) & (ln_b <= greatest),
     )
 

@@ -97,14 +97,10 @@ def _join(parts: list[Fit]) -> Fit:
     return Fit(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _solve_chunk(
-    arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, device: str, max_iterations: int
-) -> Fit:
+def _solve_chunk(arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, device: str, max_iterations: int) -> Fit:
     import torch
 
-    x, offset, y, w, theta = (
-        torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device) for a in arrays
-    )
+    x, offset, y, w, theta = (torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device) for a in arrays)
     with torch.inference_mode():
         problem = _Problem(x, offset, y, w, None if loss == "squared" else delta)
         if theta.shape[1] > 2 * _PRUNE_TO:

@@ -29,6 +29,7 @@ LEAST_SIZES = 4
 GRID_PER_DECADE = 12
 WINDOW = 2  # sizes on either side of the best one that a parabola takes in
 _STEP = 0.03  # of a size's curve, in ln(tokens)
+_DECADES = 2.0  # of tokens, up to its end, over which a size's curve is read
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, mem
     for _, seeds in sorted(found.items()):
         reach = max(runs[i].curve.end for i in seeds)
         settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - 0.02))
-    start = max(min(runs[i].curve.start for i in members), -700.0)
+    start = max(min(runs[i].curve.start for i in members), longest - _DECADES * math.log(10))
     x = np.append(np.arange(start, longest, _STEP), longest)
     return Size(group, params, batch, tuple(settings), x, False)
 

@@ -20,7 +20,10 @@ from sweep.schema import InputError
 DELTA = 1e-3
 LEAST_SIZES, LEAST_POINTS = 3, 9
 NAMES = ("A", "B", "E", "alpha", "beta", "a", "b", "G")
-_POINTS_A_RUN, _SPAN = 6, 16.0  # an undecayed curve is read over its last factor of 16, the span of the paper's horizons
+_POINTS_A_RUN, _SPAN = (
+    6,
+    16.0,
+)  # an undecayed curve is read over its last factor of 16, the span of the paper's horizons
 
 
 def starts() -> np.ndarray:

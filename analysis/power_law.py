@@ -56,7 +56,9 @@ def fit_power_law(
     if not (np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all() and (y > 0).all()):
         raise InputError("power-law: x and y must be positive numbers; remove the other rows")
     if len(np.unique(x)) <= free:
-        raise InputError(f"power-law: {len(np.unique(x))} distinct x do not determine {free} parameters and their error")
+        raise InputError(
+            f"power-law: {len(np.unique(x))} distinct x do not determine {free} parameters and their error"
+        )
     design = np.zeros((2 if offset else 1, len(x), free))
     design[0, :, 0], design[0, :, 1] = 1, np.log(x)
     intercept, slope = line(np.log(x), np.log(y), weights)

@@ -1,0 +1,243 @@
+"""From simulated sweeps to the critical-batch section: frames, standard errors, the law and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis import critical_batch as cb
+from analysis.bootstrap import Estimate, band, estimate
+from analysis.results import Critical, Warnings
+from analysis.runs import Run
+
+LAW = "critical-batch"
+_Z = 1.6449  # of a 90% interval
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The trade-off of one model: its cells, the fits of all samples [samples, targets], and per target the variance of
+    ln S (at least what the seeds explain)."""
+
+    name: str
+    members: list[int]
+    fits: cb.Tradeoff
+    shape: tuple[int, int]
+    variance: np.ndarray
+
+    def sample(self, values: np.ndarray) -> np.ndarray:
+        """Values of all problems, shaped [samples, targets, ...]."""
+        return values.reshape(*self.shape, *values.shape[1:])
+
+
+def derive_critical(
+    samples: Sequence[Sequence[Run]], rng: np.random.Generator, warnings: Warnings
+) -> tuple[Critical, np.ndarray | None]:
+    """The section and the law [samples, 2] (intercept, slope of ln B_crit against ln L), None where there is none.
+
+    samples: the runs and their simulated replicates, undecayed, of one recipe. Raises InputError where no model has
+    three batch sizes.
+    """
+    runs = samples[0]
+    cells = cb.make_cells(runs)
+    targets = cb.choose_targets(runs, cells)
+    found = [cb.steps_to(sample, cells, targets) for sample in samples]
+    ln_steps = np.array([steps.ln_steps for steps in found])
+    groups = [
+        _fit_group(name, members, cells, ln_steps, rng)
+        for name, members in cb.by_group(cells)
+        if len(members) >= cb.LEAST_BATCHES
+    ]
+    points = pd.concat([_points(group, cells, targets) for group in groups], ignore_index=True)
+    law = _law(groups, targets)
+    used = points[points["used"]]
+    known = bool(np.isfinite(law[0]).all())
+    section = Critical(
+        crossings=_crossings(runs, cells, targets, found[0]),
+        cells=_cells(runs, cells, targets, found[0], groups),
+        points=points,
+        law=None,
+        at_loss=None,
+        rises="undecided",
+        line=pd.DataFrame(columns=["loss", "B_crit", "low", "high"], dtype=float),
+    )
+    _warn(section, warnings, known)
+    if not known:
+        return section, None
+    weight = 1 / (used["B_crit_se"] / used["B_crit"]) ** 2
+    at_loss = round(float(np.exp(np.average(np.log(used["target_loss"]), weights=weight))), 2)
+    estimates = law_estimates(law, at_loss)
+    slope = estimates["slope"]
+    rises = "undecided"
+    if slope.low is not None and slope.high is not None:
+        rises = "yes" if slope.high < 0 else "no" if slope.low > 0 else "undecided"
+    line = law_line(law, used["target_loss"].min(), used["target_loss"].max())
+    section = Critical(section.crossings, section.cells, points, estimates, at_loss, rises, line)
+    return section, law
+
+
+def law_estimates(law: np.ndarray, at_loss: float) -> dict[str, Estimate]:
+    """B_star, alpha_B, slope and B_crit at `at_loss`. The interval of alpha_B = -1/slope follows from that of the slope;
+    it has no upper end where the slope may be zero."""
+    slope = estimate(law[:, 1])
+    alpha = Estimate(-1 / slope.value)
+    if slope.se is not None and slope.low is not None and slope.high is not None:
+        low = -1 / slope.low if slope.low < 0 else None
+        high = -1 / slope.high if slope.high < 0 else None
+        alpha = Estimate(alpha.value, slope.se / slope.value**2, low, high)
+    return {
+        "B_star": estimate(np.exp(law[:, 0])),
+        "alpha_B": alpha,
+        "slope": slope,
+        "B_crit": estimate(np.exp(law[:, 0] + law[:, 1] * np.log(at_loss))),
+    }
+
+
+def law_line(law: np.ndarray, low: float, high: float) -> pd.DataFrame:
+    """The law and its band between two losses."""
+    loss = np.exp(np.linspace(np.log(low), np.log(high), 50))
+    values = np.exp(law[:, :1] + law[:, 1:] * np.log(loss))
+    below, above = band(values)
+    return pd.DataFrame({"loss": loss, "B_crit": values[0], "low": below, "high": above})
+
+
+def _fit_group(
+    name: str, members: list[int], cells: Sequence[cb.Cell], ln_steps: np.ndarray, rng: np.random.Generator
+) -> _Group:
+    """Fits of all samples. What scatter the fits of the first sample leave beyond the seed noise (rates that are not
+    equally well tuned at every batch, say) is common to all targets of a batch: replicates get it as one normal shift
+    a batch."""
+    batches = np.array([cells[m].batch for m in members])
+    mine = ln_steps[:, members].transpose(0, 2, 1).copy()  # [samples, targets, batches]
+    first = cb.fit_tradeoffs(batches, mine[0])
+    seeds = np.zeros(len(first.ln_s))
+    if len(mine) > 2:
+        spread = np.where(np.isfinite(mine[1:]).sum(axis=0) > 2, np.nanvar(np.nan_to_num(mine[1:]), axis=0), np.nan)
+        valid = np.isfinite(mine[1:]).all(axis=0)
+        spread = np.where(valid & np.isfinite(mine[0]), spread, np.nan)
+        count = np.isfinite(spread).sum(axis=1)
+        seeds = np.where(count > 0, np.nansum(spread, axis=1) / np.maximum(count, 1), 0.0)
+    take = first.bracketed
+    freedom = np.where(take, first.batches - 2, 0)
+    pooled = float((first.variance * freedom)[take].sum() / freedom.sum()) if take.any() else 0.0
+    excess = max(0.0, pooled - float((seeds * freedom).sum() / max(1, freedom.sum())))
+    mine[1:] += rng.normal(0, np.sqrt(excess), (len(mine) - 1, 1, len(batches)))
+    fits = cb.fit_tradeoffs(batches, mine.reshape(-1, len(batches)))
+    # One target leaves few degrees of freedom: its own residual variance is averaged with that of all of them.
+    variance = np.maximum((np.nan_to_num(first.variance) + pooled) / 2, seeds)
+    return _Group(name, members, fits, mine.shape[:2], variance)
+
+
+def _law(groups: Sequence[_Group], targets: np.ndarray) -> np.ndarray:
+    """(intercept, slope) of every sample, from the points of all models that bracket their B_crit in that sample."""
+    ln_loss = np.tile(np.log(targets), len(groups))
+    ln_b = np.concatenate([g.sample(g.fits.ln_b) for g in groups], axis=1)
+    good = np.concatenate([g.sample(g.fits.bracketed) for g in groups], axis=1)
+    scatter = np.concatenate([g.sample(g.fits.ln_b_inverse) * g.variance for g in groups], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = np.where(good & (scatter > 0), 1 / scatter, 0.0)
+    weights = np.nan_to_num(weights)
+    return np.array([cb.fit_law(ln_loss, b, w) for b, w in zip(ln_b, weights, strict=True)])
+
+
+def _points(group: _Group, cells: Sequence[cb.Cell], targets: np.ndarray) -> pd.DataFrame:
+    fits = group.fits
+    number = len(targets)
+    v = group.variance
+    se = {
+        "S_min": np.sqrt(fits.inverse[:number, 0, 0] * v),
+        "E_min": np.sqrt(fits.inverse[:number, 1, 1] * v),
+        "B_crit": np.sqrt(fits.ln_b_inverse[:number] * v),
+    }
+    ln = {"S_min": fits.ln_s[:number], "E_min": fits.ln_e[:number], "B_crit": fits.ln_b[:number]}
+    frame = pd.DataFrame({"group": group.name, "params": cells[group.members[0]].params, "target_loss": targets})
+    for name, values in ln.items():
+        frame[name] = np.exp(values)
+        frame[f"{name}_se"] = np.exp(values) * se[name]
+    frame["B_crit_low"] = np.exp(ln["B_crit"] - _Z * se["B_crit"])
+    frame["B_crit_high"] = np.exp(ln["B_crit"] + _Z * se["B_crit"])
+    frame["batches"] = fits.batches[:number].astype(int)
+    frame["used"] = fits.bracketed[:number]
+    known = np.where(np.isfinite(frame["B_crit"]), frame["B_crit"], 0.0)
+    least = min(cells[m].batch for m in group.members)
+    frame["reason"] = np.select(
+        [frame["used"], frame["batches"] < cb.LEAST_BATCHES, known < least],
+        ["", f"fewer than {cb.LEAST_BATCHES} batches reach it", "B_crit lies below the batches that reach it"],
+        "B_crit lies above the batches that reach it",
+    )
+    return frame
+
+
+def _crossings(runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarray, steps: cb.Steps) -> pd.DataFrame:
+    frames = []
+    for c, cell in enumerate(cells):
+        for lr, members in cell.settings:
+            for i in members:
+                run = runs[i]
+                crossed = run.curve.ln_tokens(np.log(targets))
+                censored = ~np.isfinite(crossed)
+                tokens = np.exp(np.where(censored, run.curve.end, crossed))
+                frame = pd.DataFrame(
+                    {
+                        "run_id": run.run_id,
+                        "group": cell.group,
+                        "params": cell.params,
+                        "lr": lr,
+                        "batch_tokens": cell.batch,
+                        "seed": run.seed,
+                        "target_loss": targets,
+                    }
+                )
+                frame["steps"], frame["tokens"], frame["censored"] = tokens / cell.batch, tokens, censored
+                frame["warmup"] = ~censored & (np.log(tokens) < run.curve.start)
+                frame["lr_at_edge"] = steps.at_edge[c]
+                frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _cells(
+    runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarray, steps: cb.Steps, groups: Sequence[_Group]
+) -> pd.DataFrame:
+    fitted = {m: (g.fits.fitted[: len(targets), k], g.fits.bracketed[: len(targets)])
+              for g in groups for k, m in enumerate(g.members)}  # fmt: skip
+    nothing = np.full(len(targets), np.nan), np.zeros(len(targets), dtype=bool)
+    frames = []
+    for c, cell in enumerate(cells):
+        end = max(runs[i].curve.end for _, members in cell.settings for i in members)
+        known = np.isfinite(steps.ln_steps[c])
+        frame = pd.DataFrame(
+            {"group": cell.group, "params": cell.params, "batch_tokens": cell.batch, "target_loss": targets}
+        )
+        frame["steps"] = np.exp(np.where(known, steps.ln_steps[c], end - np.log(cell.batch)))
+        frame["tokens"] = frame["steps"] * cell.batch
+        frame["lr"], frame["seeds"] = steps.lr[c], steps.seeds[c]
+        frame["censored"] = ~known & ~steps.warmup[c]
+        frame["lr_at_edge"] = steps.at_edge[c]
+        values, used = fitted.get(c, nothing)
+        frame["fitted"], frame["used"] = np.exp(values), used & known
+        frames.append(frame[~steps.warmup[c]])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _warn(section: Critical, warnings: Warnings, known: bool) -> None:
+    points, cells = section.points, section.cells
+    for name, mine in points.groupby("group", sort=False):
+        if not mine["used"].any():
+            warnings.add(LAW, "not_bracketed", f"{name}: no target loss has three batches with B_crit among them")
+    edge = cells[cells["lr_at_edge"] & cells["used"]]
+    for (name, batch), mine in edge.groupby(["group", "batch_tokens"], sort=False):
+        warnings.add(
+            LAW,
+            "lr_at_edge",
+            f"{name} at batch {batch:.0f}: the best learning rate is at the edge of its axis for {len(mine)} targets; "
+            "its steps are an upper bound",
+        )
+    if not known:
+        warnings.add(
+            LAW,
+            "no_law",
+            f"B_crit(L) needs three used target losses, not {int(points['used'].sum())}; nothing is adjusted",
+        )

@@ -1,0 +1,254 @@
+"""From simulated sweeps to the frontier and isoflop sections: frames, fits and their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis import frontier as fr
+from analysis import isoflop as iso
+from analysis.bootstrap import band, estimate
+from analysis.power_law import PowerLaw
+from analysis.results import Frontier, Isoflop, Warnings
+from analysis.runs import Run
+from sweep.schema import InputError
+
+QUANTITIES = ("N", "D", "S", "B", "L")
+Curves = list[list[np.ndarray]]
+
+
+def read_sizes(samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size]) -> tuple[Curves, list[np.ndarray]]:
+    """ln L of each size in every sample [samples][sizes][x], and the runs the first sample's stand for."""
+    pairs = [[fr.size_curve(sample, size) for size in sizes] for sample in samples]
+    return [[y for y, _ in row] for row in pairs], [index for _, index in pairs[0]]
+
+
+def derive_frontier(
+    samples: Sequence[Sequence[Run]],
+    sizes: Sequence[fr.Size],
+    batch: float | None,
+    law: np.ndarray | None,
+    warnings: Warnings,
+) -> Frontier:
+    """Both kinds, the adjusted one where there is a law of B_crit and the runs are undecayed. Raises InputError for fewer
+    than four sizes."""
+    if len(sizes) < fr.LEAST_SIZES:
+        raise InputError(
+            f"frontier: {len(sizes)} model sizes with comparable runs do not determine N(C); give at least {fr.LEAST_SIZES}"
+        )
+    losses, index = read_sizes(samples, sizes)
+    parts = {"raw": _derive_kind("raw", samples[0], sizes, losses, index, batch, None, warnings)}
+    if law is not None and not sizes[0].decayed:
+        parts["adjusted"] = _derive_kind("adjusted", samples[0], sizes, losses, index, batch, law, warnings)
+    fits = {kind: part[2] for kind, part in parts.items() if part[2]}
+    lines = [part[3] for part in parts.values()]
+    return Frontier(
+        batch_tokens=None if batch is None else int(batch),
+        optima=pd.concat([part[0] for part in parts.values()], ignore_index=True),
+        curves=pd.concat([part[1] for part in parts.values()], ignore_index=True),
+        fits=fits,
+        lines=pd.concat(lines, ignore_index=True),
+        shares=_shares(fits, lines[-1]) if "adjusted" in fits else _no_shares(),
+    )
+
+
+def _derive_kind(
+    kind: str,
+    runs: Sequence[Run],
+    sizes: Sequence[fr.Size],
+    losses: Curves,
+    index: list[np.ndarray],
+    batch: float | None,
+    law: np.ndarray | None,
+    warnings: Warnings,
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, PowerLaw], pd.DataFrame]:
+    """Optima, curves, fits and lines of one kind."""
+    ln_n = np.log([size.params for size in sizes])
+    laws = [None] * len(losses) if law is None else [(float(k), float(s)) for k, s in law]
+    curves = [
+        [(fr.ln_compute(size, y, own), y) for size, y in zip(sizes, row, strict=True)]
+        for row, own in zip(losses, laws, strict=True)
+    ]
+    grid = fr.compute_grid(curves[0])
+    values = [fr.read_curves(row, grid) for row in curves]
+    optima = [fr.find_optima(ln_n, v) for v in values]
+    frame = _optima_frame(kind, runs, sizes, index, curves[0], grid, values[0], optima, laws[0], batch)
+    curve_frame = pd.concat(
+        [
+            pd.DataFrame({"kind": kind, "params": s.params, "group": s.group, "flops": np.exp(x), "loss": np.exp(y)})[
+                np.isfinite(x) & np.isfinite(y)
+            ]
+            for s, (x, y) in zip(sizes, curves[0], strict=True)
+        ],
+        ignore_index=True,
+    )
+    at = grid[optima[0].interior]
+    no_line = pd.DataFrame(columns=["kind", "quantity", "flops", "value", "low", "high"])
+    surfaces = [fr.fit_surface(ln_n, grid, v, o) for v, o in zip(values, optima, strict=True)]
+    if not np.isfinite(surfaces[0]).all():
+        warnings.add(
+            "frontier", "optimum_at_edge", f"{kind}: the best size is the smallest or largest at all but {len(at)} "
+            "compute values, which are bounds; N(C) is not fitted. Add sizes on that side"
+        )  # fmt: skip
+        return frame, curve_frame, {}, no_line
+    if len(at) < len(grid):
+        warnings.add(
+            "frontier", "optimum_at_edge", f"{kind}: at {len(grid) - len(at)} of {len(grid)} compute values the best "
+            "size is the smallest or largest; these are bounds and left out of the fits"
+        )  # fmt: skip
+    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
+    for k, own in zip(surfaces, laws, strict=True):
+        best_n, best_l = fr.surface_optimum(k, ln_n, grid, at)
+        fitted = fr.fit_lines(at, fr.quantities(at, best_n, best_l, batch, own))
+        for name in QUANTITIES:
+            lines[name].append(fitted[name])
+    coefficients = {name: np.array(rows) for name, rows in lines.items()}
+    fits, frames = {}, []
+    for name, k in coefficients.items():
+        if np.isfinite(k[0]).all():
+            fits[name] = PowerLaw(estimate(np.exp(k[:, 0])), estimate(k[:, 1]))
+            frames.append(_line_frame(kind, name, k, at))
+    return frame, curve_frame, fits, pd.concat(frames, ignore_index=True)
+
+
+def _line_frame(kind: str, name: str, k: np.ndarray, at: np.ndarray) -> pd.DataFrame:
+    ln_c = np.linspace(at.min(), at.max(), 30)
+    values = np.exp(k[:, :1] + k[:, 1:] * ln_c)
+    low, high = band(values)
+    return pd.DataFrame(
+        {"kind": kind, "quantity": name, "flops": np.exp(ln_c), "value": values[0], "low": low, "high": high}
+    )
+
+
+def _optima_frame(
+    kind: str,
+    runs: Sequence[Run],
+    sizes: Sequence[fr.Size],
+    index: list[np.ndarray],
+    curves: list[tuple[np.ndarray, np.ndarray]],
+    grid: np.ndarray,
+    values: np.ndarray,
+    optima: list[fr.Optima],
+    law: tuple[float, float] | None,
+    batch: float | None,
+) -> pd.DataFrame:
+    best = optima[0]
+    ln_size = np.log([size.params for size in sizes])
+    envelope = values[best.index, np.arange(len(grid))]
+    ln_n = np.where(best.used, best.ln_n, ln_size[best.index])
+    ln_l = np.where(best.used, best.value, envelope)
+    logs = fr.quantities(grid, ln_n, ln_l, batch, law)
+    low, high = band(np.array([o.ln_n for o in optima]))
+    positions = [int(np.searchsorted(curves[s][0], c)) for s, c in zip(best.index, grid, strict=True)]
+    run_ids = [runs[index[s][min(p, len(index[s]) - 1)]].run_id for s, p in zip(best.index, positions, strict=True)]
+    first = np.argmax(np.isfinite(values), axis=0)
+    frame = pd.DataFrame({"kind": kind, "flops": np.exp(grid), "params": np.exp(best.ln_n)})
+    frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
+    frame["params_run"], frame["run_id"], frame["loss"] = np.exp(ln_size)[best.index], run_ids, np.exp(envelope)
+    frame["steps"], frame["tokens"], frame["batch_tokens"] = np.exp(logs["S"]), np.exp(logs["D"]), np.exp(logs["B"])
+    frame["edge"] = np.where(best.interior, "interior", np.where(best.index == first, "smallest", "largest"))
+    frame["used"] = best.used
+    return frame
+
+
+def _no_shares() -> pd.DataFrame:
+    return pd.DataFrame(columns=["quantity", "exponent", "low", "high", "factor", "flops_low", "flops_high"])
+
+
+def _shares(fits: dict[str, dict[str, PowerLaw]], lines: pd.DataFrame) -> pd.DataFrame:
+    """C_min = 6 N B_crit S_min, so the exponents of N, B and S sum to one."""
+    low, high = lines["flops"].min(), lines["flops"].max()
+    rows = []
+    for name in ("N", "B", "S"):
+        e = fits["adjusted"][name].exponent
+        rows.append((name, e.value, e.low, e.high, (high / low) ** e.value, low, high))
+    return pd.DataFrame(rows, columns=list(_no_shares().columns))
+
+
+def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size], warnings: Warnings) -> Isoflop:
+    """From undecayed curves read at automatic budgets. Raises InputError for fewer than four sizes."""
+    losses, index = read_sizes(samples, sizes)
+    curves = [[(fr.ln_compute(s, y, None), y) for s, y in zip(sizes, row, strict=True)] for row in losses]
+    budgets = iso.choose_budgets(curves[0])
+    values = np.exp([fr.read_curves(row, budgets) for row in curves])
+    rows = np.array([[i[min(int(np.searchsorted(x, b)), len(i) - 1)] for b in budgets]
+                     for i, (x, _) in zip(index, curves[0], strict=True)])  # fmt: skip
+    return _isoflop(samples[0], [(s.group, s.params) for s in sizes], budgets, values, rows, "undecayed", warnings)
+
+
+def derive_isoflop_decayed(samples: Sequence[Sequence[Run]], warnings: Warnings) -> Isoflop:
+    """From the final losses of decayed runs, at the budgets at which runs of four or more sizes end. Raises InputError
+    where there is none."""
+    runs = samples[0]
+    found = iso.decayed_budgets(runs)
+    if not found:
+        raise InputError(f"isoflop: no compute at which decayed runs of {iso.LEAST_SIZES} or more sizes end; add runs")
+    names = sorted({(run.params, run.group) for run in runs})
+    values = np.full((len(samples), len(names), len(found)), np.nan)
+    rows = np.zeros((len(names), len(found)), dtype=int)
+    for b, (_, members) in enumerate(found):
+        for s, (params, group) in enumerate(names):
+            settings: dict[tuple[float, ...], list[int]] = {}
+            for i in members:
+                if (runs[i].params, runs[i].group) == (params, group):
+                    settings.setdefault((runs[i].batch, *runs[i].setting), []).append(i)
+            for r, sample in enumerate(samples):
+                means = [(float(np.mean([sample[i].ln_loss[-1] for i in v])), v[0]) for v in settings.values()]
+                if means:
+                    values[r, s, b], rows[s, b] = min(means)
+    budgets = np.array([c for c, _ in found])
+    labels = [(group, params) for params, group in names]
+    return _isoflop(runs, labels, budgets, np.exp(values), rows, "decayed", warnings)
+
+
+def _isoflop(
+    runs: Sequence[Run],
+    names: Sequence[tuple[str, float]],
+    budgets: np.ndarray,
+    values: np.ndarray,
+    rows: np.ndarray,
+    kind: str,
+    warnings: Warnings,
+) -> Isoflop:
+    """values: loss [samples, sizes, budgets]; rows: the runs they were read from."""
+    params = np.array([p for _, p in names])
+    ln_n = np.log(params)
+    optima = [fr.find_optima(ln_n, v) for v in values]
+    best = optima[0]
+    flops = np.exp(budgets)
+    points = pd.DataFrame(
+        [
+            (flops[b], group, n, flops[b] / (6 * n), values[0, s, b], runs[rows[s, b]].run_id)
+            for b in range(len(flops))
+            for s, (group, n) in enumerate(names)
+            if np.isfinite(values[0, s, b])
+        ],
+        columns=["budget", "group", "params", "tokens", "loss", "run_id"],
+    )
+    low, high = band(np.array([o.ln_n for o in optima]))
+    frame = pd.DataFrame({"budget": flops, "params": np.exp(best.ln_n)})
+    frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
+    frame["tokens"], frame["loss"] = flops / (6 * frame["params"]), best.value
+    smallest = best.index == np.argmax(np.isfinite(values[0]), axis=0)
+    frame["edge"] = np.where(best.interior, "interior", np.where(smallest, "smallest", "largest"))
+    for i, name in enumerate(("c0", "c1", "c2")):
+        frame[name] = best.coefficients[:, i]
+    frame["fit_low"], frame["fit_high"], frame["used"] = params[best.first], params[best.last], best.used
+    if not best.used.all():
+        warnings.add(
+            "isoflop", "optimum_at_edge", f"{int((~best.used).sum())} of {len(budgets)} budgets have no interior optimum; "
+            "they are bounds and left out of the line"
+        )  # fmt: skip
+    line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
+    if best.used.sum() < 2:
+        return Isoflop(points, frame, None, line, kind)
+    fits = [iso.fit_exponents(budgets, o.ln_n) for o in optima]
+    estimates = {name: estimate(np.array([f[name] for f in fits])) for name in fits[0]}
+    at = np.linspace(budgets[best.used].min(), budgets[best.used].max(), 30)
+    ln_line = np.array([np.log(f["N_coefficient"]) + f["a"] * at for f in fits])
+    low, high = band(ln_line)
+    line = pd.DataFrame({"flops": np.exp(at), "params": np.exp(ln_line[0]), "low": np.exp(low), "high": np.exp(high)})
+    line["tokens"] = line["flops"] / (6 * line["params"])
+    return Isoflop(points, frame, estimates, line, kind)

@@ -1,0 +1,159 @@
+"""From simulated sweeps to the parametric law, Kaplan's surface and the slices of loss against size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis import frontier as fr
+from analysis import kaplan, parametric
+from analysis.bootstrap import band, estimate
+from analysis.results import Isoflop, Parametric, Surface, Warnings
+from analysis.runs import Run
+
+_STEP_SLICES = 5
+
+
+def derive_parametric(
+    samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size], warnings: Warnings, device: str
+) -> Parametric:
+    """Best of the paper's 4,500 starts, then every replicate from the best distinct optima. Raises InputError for fewer
+    than three sizes or nine points."""
+    runs = samples[0]
+    where = parametric.readings(runs, sizes)
+    params, tokens = _coordinates(runs, where)
+    loss = _losses(samples, where)
+    best = parametric.fit_parametric(params, tokens, loss[0], device=device)
+    theta = best.parameters
+    if len(samples) > 1:
+        begin = _distinct(best.optima[0], best.optima_objective[0])
+        again = parametric.fit_parametric(params, tokens, loss[1:], from_starts=begin, device=device)
+        theta = np.concatenate([theta, again.parameters])
+    constants = parametric.constants(theta)
+    fitted = parametric.predict(theta[0], params, tokens)
+    points = _points(runs, where)
+    points["loss"], points["fitted"] = loss[0], fitted
+    points["residual"] = np.log(loss[0] / fitted)
+    a, g = constants["a"], constants["G"]
+    flops = np.exp(np.linspace(np.log(6 * params * tokens).min(), np.log(6 * params * tokens).max(), 30))
+    with np.errstate(all="ignore"):
+        size = g[:, None] * (flops / 6) ** a[:, None]
+    low, high = band(size)
+    line = pd.DataFrame({"flops": flops, "params": size[0], "tokens": flops / (6 * size[0])})
+    line["loss"] = parametric.predict(theta[0], size[0], flops / (6 * size[0]))
+    line["low"], line["high"] = low, high
+    if not best.converged[0] or constants["E"][0] < 1e-3 * loss[0].min():
+        warnings.add(
+            "parametric", "no_offset", f"the offset E is not determined by these losses (E = {constants['E'][0]:.2g}); "
+            "do not extrapolate the law"
+        )  # fmt: skip
+    estimates = {name: estimate(values) for name, values in constants.items()}
+    kind = "decayed" if sizes[0].decayed else "undecayed"
+    return Parametric(points, estimates, float(best.objective[0]), len(parametric.starts()), kind, line)
+
+
+def derive_surface(samples: Sequence[Sequence[Run]], law: np.ndarray) -> tuple[Surface, np.ndarray]:
+    """The section and theta of every sample [samples, 4]. law: [samples, 2]. Raises InputError for fewer than three
+    sizes or nine points."""
+    runs = samples[0]
+    where = kaplan.readings(runs)
+    params, tokens = _coordinates(runs, where)
+    batch = np.array([runs[i].batch for i, _ in where])
+    loss = _losses(samples, where)
+    # Replicates without a law of their own are left out by giving them the first sample's and no result.
+    known = np.isfinite(law).all(axis=1)
+    usable = np.where(known[:, None], law, law[0])
+    ln_b = usable[:, :1] + usable[:, 1:] * np.log(loss)
+    ln_steps_min = np.log(tokens / batch) - np.logaddexp(0.0, ln_b - np.log(batch))
+    best = kaplan.fit_surface(params, np.exp(ln_steps_min[0]), loss[0])
+    theta = best.parameters
+    if len(samples) > 1:
+        again = kaplan.fit_surface(params, np.exp(ln_steps_min[1:]), loss[1:], from_starts=theta)
+        theta = np.concatenate([theta, np.where(known[1:, None], again.parameters, np.nan)])
+    points = _points(runs, where).drop(columns="tokens")
+    points["batch_tokens"], points["steps"], points["steps_min"] = batch, tokens / batch, np.exp(ln_steps_min[0])
+    points["loss"] = loss[0]
+    n, alpha_n, s, alpha_s = theta[0]
+    points["fitted"] = np.exp(n - alpha_n * np.log(params)) + np.exp(s - alpha_s * ln_steps_min[0])
+    constants = kaplan.constants(theta)
+    with np.errstate(all="ignore"):
+        constants["alpha_C_min"] = 1 / (1 / theta[:, 3] - law[:, 1] + 1 / theta[:, 1])
+    estimates = {name: estimate(values) for name, values in constants.items()}
+    return Surface(points, estimates, float(best.objective[0])), theta
+
+
+def derive_slices(
+    runs: Sequence[Run], sizes: Sequence[fr.Size], isoflop: Isoflop | None, batch: float | None
+) -> pd.DataFrame:
+    """Loss against N: the isoflop points of undecayed runs, and readings at steps that three or more sizes reach."""
+    columns = ["axis", "at", "group", "params", "loss", "run_id"]
+    parts = []
+    if isoflop is not None and isoflop.kind == "undecayed":
+        parts.append(isoflop.points.rename(columns={"budget": "at"}).assign(axis="flops")[columns])
+    if batch is not None and len(sizes) >= 3 and not sizes[0].decayed:
+        pairs = [fr.size_curve(runs, size) for size in sizes]
+        ends = sorted(size.x[-1] for size in sizes)
+        starts = sorted(max(size.x[0], size.x[-1] - math.log(100)) for size in sizes)
+        ln_tokens = np.linspace(starts[2], ends[-3], _STEP_SLICES)
+        rows = []
+        for size, (y, index) in zip(sizes, pairs, strict=True):
+            good = np.isfinite(y)
+            values = np.interp(ln_tokens, size.x[good], y[good], np.nan, np.nan)
+            position = np.minimum(np.searchsorted(size.x, ln_tokens), len(index) - 1)
+            rows += [
+                ("steps", float(np.exp(x)) / batch, size.group, size.params, float(np.exp(v)), runs[index[p]].run_id)
+                for x, v, p in zip(ln_tokens, values, position, strict=True)
+                if np.isfinite(v)
+            ]
+        parts.append(pd.DataFrame(rows, columns=columns))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def slice_lines(slices: pd.DataFrame, theta: np.ndarray, law: np.ndarray, batch: float) -> pd.DataFrame:
+    """Eq. 5.6 at the slices' compute and steps, at the frontier's batch."""
+    frames = []
+    own = float(law[0]), float(law[1])
+    for (axis, at), mine in slices.groupby(["axis", "at"], sort=False):
+        low, high = np.log(mine["params"].min()) - 0.3, np.log(mine["params"].max()) + 0.3
+        params = np.exp(np.linspace(low, high, 40))
+        steps = at / (6 * params * batch) if axis == "flops" else np.full(40, at)
+        loss = kaplan.loss_at(theta, own, batch, params, steps)
+        frames.append(pd.DataFrame({"axis": axis, "at": at, "params": params, "loss": loss}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["axis", "at", "params", "loss"])
+
+
+def _coordinates(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([runs[i].params for i, _ in where]), np.exp([x for _, x in where])
+
+
+def _losses(samples: Sequence[Sequence[Run]], where: Sequence[tuple[int, float]]) -> np.ndarray:
+    """Smoothed loss [samples, points]; a decayed run's is its last evaluation."""
+    out = np.empty((len(samples), len(where)))
+    members: dict[int, list[int]] = {}
+    for k, (i, _) in enumerate(where):
+        members.setdefault(i, []).append(k)
+    x = np.array([value for _, value in where])
+    for r, sample in enumerate(samples):
+        for i, rows in members.items():
+            run = sample[i]
+            out[r, rows] = run.ln_loss[-1] if run.decayed else np.interp(x[rows], run.curve.x, run.curve.y)
+    return np.exp(out)
+
+
+def _points(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> pd.DataFrame:
+    rows = [(runs[i].run_id, runs[i].group, runs[i].params, math.exp(x)) for i, x in where]
+    return pd.DataFrame(rows, columns=["run_id", "group", "params", "tokens"])
+
+
+def _distinct(optima: np.ndarray, objective: np.ndarray, number: int = 3) -> np.ndarray:
+    """The best few optima that differ: replicates start from them."""
+    kept = [0]
+    for k in range(1, len(optima)):
+        if all(abs(objective[k] - objective[j]) > 1e-6 * objective[0] for j in kept):
+            kept.append(k)
+        if len(kept) == number:
+            break
+    return optima[kept]

@@ -1,0 +1,216 @@
+"""The whole chain: from the run table to every law, with intervals and warnings.
+
+    from analysis.laws import derive
+    from analysis.table import load
+    laws = derive(load(Path("sweeps/quick")))
+
+Each law is derived on the runs and again on simulated replicates of them (`analysis.bootstrap`); a law that the table
+cannot support is left out with a warning that says what is missing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from analysis import bootstrap, frontier, isoflop, parametric
+from analysis.derive_critical import derive_critical
+from analysis.derive_frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
+from analysis.derive_surfaces import derive_parametric, derive_slices, derive_surface, slice_lines
+from analysis.results import Critical, Laws, Warnings
+from analysis.runs import Run, SeedNoise, extract, main_recipe, seed_noise
+from analysis.table import Table
+from sweep.schema import InputError
+
+REPLICATES = 200
+MANY_EPOCHS = 4.0  # beyond about four passes repeated data is worth less (Muennighoff et al. 2023)
+
+T = TypeVar("T")
+
+
+def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device: str = "cpu") -> Laws:
+    """All laws of `table`, with 90% intervals from `replicates` simulated sweeps (0: none). `device` is where the
+    parametric law is fitted."""
+    began = time.perf_counter()
+    rng = np.random.default_rng(seed)
+    warnings = Warnings()
+    runs = extract(table)
+    noise = seed_noise(runs)
+    undecayed = _main([r for r in runs if not r.decayed], "undecayed", warnings)
+    decayed = _main([r for r in runs if r.decayed], "decayed", warnings)
+    _warn_table(table, undecayed, decayed, noise, warnings)
+    open_samples = bootstrap.simulate(undecayed, noise, replicates, rng)
+    closed_samples = bootstrap.simulate(decayed, noise, replicates, rng)
+
+    critical, law = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, rng, warnings)) or (
+        None,
+        None,
+    )
+    batch = frontier.choose_batch(undecayed)
+    sizes = frontier.make_sizes(undecayed, batch)
+    closed_sizes = frontier.make_sizes(decayed, None)
+    _warn_sizes(undecayed, sizes, batch, warnings)
+
+    use_open = len(sizes) >= frontier.LEAST_SIZES or len(closed_sizes) < len(sizes)
+    chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
+    edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, batch if use_open else None, law, warnings))
+    if len(isoflop.decayed_budgets(decayed)) >= 2:
+        flat = _try(warnings, "isoflop", lambda: derive_isoflop_decayed(closed_samples, warnings))
+    else:
+        flat = _try(warnings, "isoflop", lambda: derive_isoflop(open_samples, sizes, warnings))
+    ended = len(decayed) >= parametric.LEAST_POINTS and len(closed_sizes) >= parametric.LEAST_SIZES
+    points = (closed_samples, closed_sizes) if ended else (open_samples, sizes)
+    third = _try(warnings, "parametric", lambda: derive_parametric(*points, warnings, device))
+    pair = None if law is None else _try(warnings, "kaplan", lambda: derive_surface(open_samples, law))
+    surface, theta = pair or (None, None)
+    slices = derive_slices(undecayed, sizes, flat, batch)
+    no_lines = pd.DataFrame(columns=["axis", "at", "params", "loss"])
+    fitted = theta is not None and law is not None and batch is not None
+    result = Laws(
+        meta={},
+        critical=critical,
+        adjusted=_adjusted(undecayed, critical, law),
+        frontier=edge,
+        isoflop=flat,
+        parametric=third,
+        surface=surface,
+        slices=slices,
+        slice_lines=slice_lines(slices, theta[0], law[0], batch) if fitted else no_lines,
+        warnings=warnings,
+        level=bootstrap.LEVEL,
+    )
+    _warn_disagreement(result, warnings)
+    result.meta.update(_meta(table, noise, replicates, time.perf_counter() - began))
+    return result
+
+
+def _try(warnings: Warnings, law: str, derive_it: Callable[[], T]) -> T | None:
+    """What a law needs and lacks becomes a warning, and the other laws go on."""
+    try:
+        return derive_it()
+    except InputError as error:
+        warnings.add(law, "skipped", str(error))
+        return None
+
+
+def _main(runs: Sequence[Run], kind: str, warnings: Warnings) -> list[Run]:
+    chosen, others = main_recipe(runs)
+    if others:
+        left = len(runs) - len(chosen)
+        warnings.add(
+            "table", "several_recipes", f"{left} {kind} runs differ from the rest in optimiser, weight decay, schedule, "
+            "precision, weight average or data and are left out; analyse them in a table of their own"
+        )  # fmt: skip
+    return chosen
+
+
+def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | None) -> pd.DataFrame:
+    """Every evaluation with its S_min (Kaplan et al. 2020, Eq. 5.4), E_min and C_min (Eq. 5.5)."""
+    frames = []
+    for run in runs:
+        tokens = np.exp(run.ln_tokens)
+        ln_l = np.interp(run.ln_tokens, run.curve.x, run.curve.y)
+        frame = pd.DataFrame({"run_id": run.run_id, "group": run.group, "params": run.params, "batch_tokens": run.batch,
+                              "lr": run.lr, "seed": run.seed, "step": run.steps, "tokens": tokens})  # fmt: skip
+        frame["flops"] = 6 * run.params * tokens
+        frame["test_loss"], frame["loss"] = np.exp(run.ln_loss), np.exp(ln_l)
+        frame["warmup"] = run.ln_tokens < run.curve.start
+        frame["B_crit"] = np.exp(law[0, 0] + law[0, 1] * ln_l) if law is not None else np.nan
+        frames.append(frame)
+    if not frames:
+        return pd.DataFrame(columns=["run_id", "B_crit", "steps_min", "tokens_min", "flops_min"])
+    frame = pd.concat(frames, ignore_index=True)
+    frame["steps_min"] = frame["step"] / (1 + frame["B_crit"] / frame["batch_tokens"])
+    frame["tokens_min"] = frame["tokens"] / (1 + frame["batch_tokens"] / frame["B_crit"])
+    frame["flops_min"] = frame["flops"] / (1 + frame["batch_tokens"] / frame["B_crit"])
+    used = critical.points[critical.points["used"]]["target_loss"] if critical is not None else pd.Series(dtype=float)
+    frame["extrapolated"] = (frame["loss"] < used.min()) | (frame["loss"] > used.max()) if len(used) else False
+    return frame
+
+
+def _warn_table(
+    table: Table, undecayed: Sequence[Run], decayed: Sequence[Run], noise: SeedNoise, warnings: Warnings
+) -> None:
+    for run_id, status in table.dropped.items():
+        warnings.add("table", "not_done", f"run {run_id} is {status} and not used")
+    if undecayed and decayed:
+        warnings.add(
+            "table", "mixed_schedules", f"{len(undecayed)} undecayed and {len(decayed)} decayed runs: no fit mixes them"
+        )
+    if not noise.freedom:
+        warnings.add(
+            "table", "no_seeds", f"no cell was repeated with another seed: intervals assume a standard deviation of "
+            f"{noise.sigma:g} of ln(loss) between seeds"
+        )  # fmt: skip
+    epochs = table.runs["epochs"].astype(float)
+    if (epochs > MANY_EPOCHS).any():
+        warnings.add(
+            "table", "many_epochs", f"{int((epochs > MANY_EPOCHS).sum())} runs pass over the text more than "
+            f"{MANY_EPOCHS:g} times (up to {epochs.max():.1f}); the laws assume fresh data"
+        )  # fmt: skip
+
+
+def _warn_sizes(runs: Sequence[Run], sizes: Sequence[frontier.Size], batch: float | None, warnings: Warnings) -> None:
+    left = sorted({run.group for run in runs} - {size.group for size in sizes})
+    one_layer = sorted({run.group for run in runs if run.n_layer == 1} & set(left))
+    if one_layer:
+        warnings.add("frontier", "one_layer", f"one-layer models are left out of the envelopes: {', '.join(one_layer)}")
+    other = [group for group in left if group not in one_layer]
+    if other:
+        warnings.add("frontier", "other_batch", f"without a run at the common batch of {batch:.0f}: {', '.join(other)}")
+    if batch is None and sizes:
+        warnings.add(
+            "frontier", "mixed_batches", "the sizes share no batch size; the raw frontier compares each at its own"
+        )
+
+
+def _warn_disagreement(laws: Laws, warnings: Warnings) -> None:
+    """Approaches 1, 2 and 3 estimate one exponent of N against raw compute; their intervals should meet."""
+    found = {}
+    if laws.frontier is not None and "raw" in laws.frontier.fits:
+        found["frontier"] = laws.frontier.fits["raw"]["N"].exponent
+    if laws.isoflop is not None and laws.isoflop.fit is not None:
+        found["isoflop"] = laws.isoflop.fit["a"]
+    if laws.parametric is not None:
+        found["parametric"] = laws.parametric.estimates["a"]
+    known = {name: e for name, e in found.items() if e.low is not None and e.high is not None}
+    names = list(known)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            a, b = known[one], known[other]
+            if a.high < b.low or b.high < a.low:  # type: ignore[operator]
+                warnings.add(
+                    "frontier", "disagreement", f"exponent of N against C: {one} {a.value:.2f} [{a.low:.2f}, {a.high:.2f}] "
+                    f"and {other} {b.value:.2f} [{b.low:.2f}, {b.high:.2f}] disagree"
+                )  # fmt: skip
+
+
+def _meta(table: Table, noise: SeedNoise, replicates: int, seconds: float) -> dict[str, Any]:
+    runs = table.runs
+
+    def only(name: str) -> Any:
+        values = runs[name].dropna().unique().tolist()
+        return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
+
+    return {
+        "data_name": only("data_name"),
+        "data_hash": only("data_hash"),
+        "bytes_per_token": only("bytes_per_token"),
+        "convention": "kaplan",
+        "date": datetime.date.today().isoformat(),
+        "runs": len(runs),
+        "runs_dropped": dict(table.dropped),
+        "flops_total": float((6 * runs["params"] * runs["tokens"]).sum()),
+        "wall_s_total": float(runs["wall_s"].sum()),
+        "sigma": noise.sigma,
+        "sigma_source": "seeds" if noise.freedom else "assumed",
+        "correlation": noise.correlation,
+        "replicates": replicates,
+        "level": bootstrap.LEVEL,
+        "seconds": seconds,
+    }

@@ -1,0 +1,200 @@
+"""What `analysis.laws.derive` returns: tidy frames and estimates, one section a law, and their JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from analysis.bootstrap import Estimate
+from analysis.power_law import PowerLaw
+
+
+class Warnings(list[dict[str, str]]):
+    """What a reader must know before using a law: items {"law", "code", "message"}."""
+
+    def add(self, law: str, code: str, message: str) -> None:
+        """Append one, once."""
+        item = {"law": law, "code": code, "message": message}
+        if item not in self:
+            self.append(item)
+
+
+@dataclass(frozen=True)
+class Critical:
+    """S(B, L), its fits and the law of B_crit.
+
+    crossings: one row a run and target. cells: one row a model, batch and target, over the best rate and the seeds.
+    points: one row a model and target, the fitted S_min, E_min, B_crit. law: B_star, alpha_B, slope = -1/alpha_B, and
+    B_crit at `at_loss`; None where fewer than three points are used. rises: whether B_crit rises as the loss falls, "yes",
+    "no" or "undecided" by the interval of the slope. line: the law with its band over the measured losses.
+    """
+
+    crossings: pd.DataFrame
+    cells: pd.DataFrame
+    points: pd.DataFrame
+    law: dict[str, Estimate] | None
+    at_loss: float | None
+    rises: str
+    line: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """Fits per model and target under `groups`, the law under `estimates`."""
+        groups = []
+        for row in self.points.to_dict("records"):
+            estimates = {
+                name: Estimate(row[name], row[f"{name}_se"]).to_json() for name in ("S_min", "E_min", "B_crit")
+            }
+            estimates["B_crit"] |= {"low": row["B_crit_low"], "high": row["B_crit_high"]}
+            keys = ("group", "params", "target_loss", "batches", "used", "reason")
+            groups.append({**{key: row[key] for key in keys}, "estimates": estimates})
+        law = None if self.law is None else _estimates(self.law)
+        used = self.points[self.points["used"]]["target_loss"]
+        return {
+            "estimates": law,
+            "at_loss": self.at_loss,
+            "rises": self.rises,
+            "loss_low": used.min() if len(used) else None,
+            "loss_high": used.max() if len(used) else None,
+            "points": len(used),
+            "groups": groups,
+        }
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Optimal size, batch, steps and loss against compute.
+
+    kinds "raw" (C at a fixed batch) and "adjusted" (C_min). optima: one row a compute value. curves: the smoothed curve of
+    each size. fits[kind][quantity] for N, D, S, B and L. lines: those fits with bands. shares: exponents and growth of N,
+    B and S, which make up the growth of C_min.
+    """
+
+    batch_tokens: int | None
+    optima: pd.DataFrame
+    curves: pd.DataFrame
+    fits: dict[str, dict[str, PowerLaw]]
+    lines: pd.DataFrame
+    shares: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """`estimates` a (exponent of N), b (of D) and coefficients by kind; all laws under `fits`."""
+        out: dict[str, Any] = {"batch_tokens": self.batch_tokens, "kinds": {}}
+        for kind, fits in self.fits.items():
+            names = {"a": fits["N"].exponent, "b": fits["D"].exponent}
+            names |= {"N_coefficient": fits["N"].coefficient, "D_coefficient": fits["D"].coefficient}
+            optima = self.optima[self.optima["kind"] == kind].drop(columns="kind")
+            out["kinds"][kind] = {
+                "estimates": _estimates(names),
+                "fits": {name: law.to_json() for name, law in fits.items()},
+                "optima": optima.to_dict("records"),
+            }
+        out["shares"] = self.shares.to_dict("records")
+        return out
+
+
+@dataclass(frozen=True)
+class Isoflop:
+    """Loss against size per budget. fit: a, b, N_coefficient, D_coefficient; None for fewer than two interior optima."""
+
+    points: pd.DataFrame
+    optima: pd.DataFrame
+    fit: dict[str, Estimate] | None
+    line: pd.DataFrame
+    kind: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Estimates and the optima per budget."""
+        estimates = None if self.fit is None else _estimates(self.fit)
+        return {"estimates": estimates, "kind": self.kind, "optima": self.optima.to_dict("records")}
+
+
+@dataclass(frozen=True)
+class Parametric:
+    """L = E + A/N^alpha + B/D^beta: A, B, E, alpha, beta, a, b, G. line: its efficient frontier."""
+
+    points: pd.DataFrame
+    estimates: dict[str, Estimate]
+    objective: float
+    starts: int
+    kind: str
+    line: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """Estimates and how they were obtained."""
+        return {
+            "estimates": _estimates(self.estimates),
+            "objective": self.objective,
+            "points": len(self.points),
+            "starts": self.starts,
+            "kind": self.kind,
+        }
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Kaplan's L(N, S_min): N_c, alpha_N, S_c, alpha_S, and the exponent alpha_C_min they imply with alpha_B (Eq. 1.7)."""
+
+    points: pd.DataFrame
+    estimates: dict[str, Estimate]
+    objective: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Estimates and the sum of squared residuals of ln L."""
+        return {"estimates": _estimates(self.estimates), "objective": self.objective, "points": len(self.points)}
+
+
+@dataclass(frozen=True)
+class Laws:
+    """All laws of one table. A section is None where the table cannot support it; `warnings` says why.
+
+    adjusted: every logged point of the undecayed runs with B_crit at its loss, S_min, E_min and C_min. slices,
+    slice_lines: loss against N at fixed compute and at fixed steps, read and fitted (Kaplan fig. 11).
+    """
+
+    meta: dict[str, Any]
+    critical: Critical | None
+    adjusted: pd.DataFrame
+    frontier: Frontier | None
+    isoflop: Isoflop | None
+    parametric: Parametric | None
+    surface: Surface | None
+    slices: pd.DataFrame
+    slice_lines: pd.DataFrame
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    level: float = 0.9
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of fits.json; numbers that are not finite become None."""
+        sections = {
+            "critical-batch": self.critical,
+            "frontier": self.frontier,
+            "isoflop": self.isoflop,
+            "parametric": self.parametric,
+            "kaplan": self.surface,
+        }
+        laws = {}
+        for name, section in sections.items():
+            if section is not None:
+                own = [w for w in self.warnings if w["law"] == name]
+                laws[name] = {"law": name, **section.to_json(), "level": self.level, "warnings": own}
+        return _plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
+
+
+def _estimates(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    return {name: e.to_json() for name, e in estimates.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Python's own types only, with None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value
