@@ -18,6 +18,7 @@ from torch import Tensor
 from sweep.record import write_atomic
 
 KEPT = 2
+CORRUPT = ".corrupt"
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,10 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     _sync(part)
     part.rename(data)
     write_atomic(note, json.dumps({"hash": written, "meta": meta}))
-    for old in _notes(folder)[KEPT:]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    kept = {note.with_suffix(suffix).name for note in _notes(folder)[:KEPT] for suffix in (".json", ".safetensors")}
+    for path in folder.iterdir():  # older ones, and what an interrupted write left
+        if path.name not in kept and path.suffix != CORRUPT:
+            path.unlink()
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -56,7 +58,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
             log.warning("checkpoint %s is damaged (%s); set aside, using the one before", note, error)
             for path in (note, data):
                 if path.exists():
-                    path.rename(path.with_name(path.name + ".corrupt"))
+                    path.rename(path.with_name(path.name + CORRUPT))
     return None
 
 

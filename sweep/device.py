@@ -52,8 +52,8 @@ def driver(device: str) -> str | None:
 
 @contextmanager
 def numerics(precision: str, execution: Execution, device: str) -> Iterator[None]:
-    """Set threads, TF32 and determinism for one run and put them back afterwards. Raises InputError where the device
-    does not exist or lacks the precision."""
+    """Set threads, TF32 and determinism for one run, make recompilations errors, and put all back afterwards. Raises
+    InputError where the device does not exist or lacks the precision."""
     cuda = torch.device(device).type == "cuda"
     if cuda and not torch.cuda.is_available():
         raise InputError(f"device {device}: no CUDA device is available; set launcher.device to cpu or auto")
@@ -66,8 +66,13 @@ def numerics(precision: str, execution: Execution, device: str) -> Iterator[None
     if execution.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
+    strict = nullcontext()
+    if execution.compile:
+        torch.compiler.reset()  # the shapes of earlier runs count against dynamo's limit, beyond which it runs eagerly
+        strict = torch._dynamo.config.patch(error_on_recompile=True)
     try:
-        yield
+        with strict:
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])

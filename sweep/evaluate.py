@@ -38,8 +38,8 @@ def evaluate(
     sequences: Tensor,
     model: ModelSpec,
     autocast: AbstractContextManager[object],
-) -> tuple[float, float]:
-    """Mean loss in nats per token over `sequences` [n, n_ctx + 1], and its standard error over sequences.
+) -> tuple[float, float | None]:
+    """Mean loss in nats per token over `sequences` [n, n_ctx + 1], and its standard error over them (None for n = 1).
 
     The standard error describes the choice of test text, which all runs share; it says nothing of seed noise.
     """
@@ -52,5 +52,5 @@ def evaluate(
             losses = token_losses(forward(weights, batch[:, :-1]), batch[:, 1:].reshape(-1))
             means.append(losses.view(len(batch), -1).double().mean(1))
     mean = torch.cat(means)
-    error = mean.std() / math.sqrt(len(mean)) if len(mean) > 1 else torch.tensor(math.nan)
-    return float(mean.mean()), float(error)
+    error = float(mean.std()) / math.sqrt(len(mean)) if len(mean) > 1 else None
+    return float(mean.mean()), error

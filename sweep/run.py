@@ -44,12 +44,12 @@ class Run:
         self.average = self.flat.values.clone() if spec.weight_average else None
         self.optimizer = make_optimizer(spec.optimizer, self.flat)
         self.forward = forward_function(spec.model, device)
-        self.batch_loss = _batch_loss(self.forward)
-        if self.execution.compile:
-            torch._dynamo.reset()  # shapes of earlier runs count against its limit
-            self.batch_loss = torch.compile(self.batch_loss, fullgraph=True, dynamic=False)
         self.autocast = autocast(spec.precision, device)
         self.micro_batch = min(self.execution.micro_batch or spec.batch_sequences, spec.batch_sequences)
+        self.batch_loss = _batch_loss(self.forward)
+        if self.execution.compile:
+            self.micro_batch = _largest_divisor(spec.batch_sequences, self.micro_batch)  # one shape, compiled once
+            self.batch_loss = torch.compile(self.batch_loss, fullgraph=True, dynamic=False)
         self.sequences = Sequences(corpus.train, spec.model.n_ctx, spec.seed)
         test = test_sequences(corpus.test, spec.model.n_ctx, spec.data.test_tokens)
         self.test = torch.from_numpy(test).to(device)
@@ -78,7 +78,7 @@ class Run:
 
     def _gradients(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradients of one batch [sequences, n_ctx]; returns its loss on the device. Where a CUDA
-        device runs out of memory the micro-batch is halved and the batch done again."""
+        device runs out of memory the batch is done again with the next smaller micro-batch that divides it."""
         while True:
             self.flat.gradients.zero_()
             total = tokens.new_zeros((), dtype=torch.float32)
@@ -92,8 +92,9 @@ class Run:
             except torch.OutOfMemoryError:
                 if self.execution.micro_batch or self.micro_batch == 1:
                     raise
-            self.micro_batch = -(-self.micro_batch // 2)
+            self.micro_batch = _largest_divisor(self.spec.batch_sequences, self.micro_batch - 1)
             torch.cuda.empty_cache()
+            torch.compiler.reset()  # a new shape is no recompilation to complain about
 
     def _update(self) -> Tensor:
         """One optimiser step from the accumulated gradients; returns their norm before clipping, on the device."""
@@ -179,3 +180,7 @@ def _batch_loss(forward: Forward) -> BatchLoss:
         return token_losses(forward(weights, tokens), targets.reshape(-1)).sum() / batch_tokens
 
     return batch_loss
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
