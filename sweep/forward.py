@@ -8,6 +8,7 @@ and gradients) and know nothing of where the parameters live.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,3 +88,27 @@ def _llama(spec: ModelSpec, device: str) -> Forward:
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy [n] in nats of `logits` [n, vocab_size] at `targets` [n], in float32."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies in nats of `logits` [n, vocab_size] at `targets` [n], in float32, for training."""
+    return _SummedLoss.apply(logits.float(), targets)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Keeps one array of the logits' size where torch's own keeps and fills three, which at small models is 5% of a
+    step on a CPU. A token's loss is cut off at 87 nats, the logarithm of the smallest float."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        probabilities = torch.softmax(logits, -1)
+        ctx.save_for_backward(probabilities, targets)
+        chosen = probabilities.gather(1, targets[:, None])
+        return -chosen.clamp(min=torch.finfo(torch.float32).tiny).log().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        probabilities, targets = ctx.saved_tensors
+        index = targets[:, None]
+        probabilities.scatter_(1, index, probabilities.gather(1, index) - 1)  # not scatter_add_: it may be unordered
+        return probabilities.mul_(gradient), None

@@ -19,7 +19,7 @@ from sweep.batches import Sequences, test_sequences
 from sweep.corpus import Corpus
 from sweep.device import autocast
 from sweep.evaluate import evaluate
-from sweep.forward import Forward, Weights, forward_function, token_losses
+from sweep.forward import Forward, Weights, forward_function, summed_loss
 from sweep.model import build_model
 from sweep.optimizer import FlatWeights, clip, make_optimizer, optimizer_tensors, restore_optimizer
 from sweep.record import STEP_SERIES
@@ -177,7 +177,7 @@ def _batch_loss(forward: Forward) -> BatchLoss:
     """The share of a batch's mean loss that some of its sequences contribute: their sum over all its tokens."""
 
     def batch_loss(weights: Weights, tokens: Tensor, targets: Tensor, batch_tokens: int) -> Tensor:
-        return token_losses(forward(weights, tokens), targets.reshape(-1)).sum() / batch_tokens
+        return summed_loss(forward(weights, tokens), targets.reshape(-1)) / batch_tokens
 
     return batch_loss
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sweep.accounting import count_params
-from sweep.forward import forward_function, token_losses
+from sweep.forward import forward_function, summed_loss, token_losses
 from sweep.model import build_model, component_params, save_model
 from sweep.schema import InputError
 from sweep.spec import ModelSpec
@@ -62,6 +62,19 @@ def test_forward_has_the_logits_and_gradients_of_transformers(spec: ModelSpec) -
     F.cross_entropy(theirs, targets).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(weights[name].grad, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_summed_loss_has_the_value_and_gradient_of_torchs() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = (10 * torch.randn(50, 61, generator=generator)).requires_grad_()
+    targets = torch.randint(0, 61, (50,), generator=generator)
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    (slope,) = torch.autograd.grad(expected / 7, logits)
+    loss = summed_loss(logits, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss / 7, logits)[0], slope)
+    hopeless = torch.tensor([[0.0, 500.0]])
+    assert 87 <= float(summed_loss(hopeless, torch.tensor([0]))) < 88  # finite, so that it is no divergence yet
 
 
 @both

@@ -259,3 +259,12 @@ def test_cuda_follows_the_cpu(plan_tiny, tiny_corpus, tmp_path: Path, precision:
     cpu, cuda = (read_steps(tmp_path / name)["train_loss"] for name in ("cpu", "cuda"))
     np.testing.assert_allclose(cuda, cpu, rtol=1e-3 if precision == "fp32" else 0.03)
     assert json.loads((tmp_path / "cuda" / "manifest.json").read_text())["driver"].startswith("CUDA")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_reproducible_in_deterministic_mode(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    planned = plan_tiny(steps=40, precision="bf16", execution={"deterministic": True})
+    for name in ("one", "other"):
+        assert train_run(planned, tmp_path / name, tiny_corpus, "cuda") == "done"
+    assert_same_run(tmp_path / "one", tmp_path / "other")
