@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ from sweep.launch.worker import Ended, Job, train_job
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import RUNS_DIR
 from sweep.spec import PlannedRun
-from sweep.tracking import STEP_ROWS, Destination, Mirror, has_key, step_rows, sync
+from sweep.tracking import Mirror, sync
+from sweep.wandb_run import STEP_ROWS, Destination, has_key, step_rows
 
 OFFLINE = TrackingConfig(name="wandb", project="trial", entity=None, mode="offline")
 NONE = TrackingConfig(name="none", project="trial", entity=None, mode="offline")
@@ -180,19 +182,29 @@ def test_long_runs_are_averaged_over_equal_buckets(runs: Runs) -> None:
     assert rows[-1]["train/step"] == 2 * STEP_ROWS
 
 
-def test_auto_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    auto = TrackingConfig(name="wandb", project="p", entity=None, mode="auto")
+def test_a_key_is_found_in_the_environment_or_for_the_server_in_netrc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     netrc = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(netrc))
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     assert not has_key()
-    assert Destination.from_config(auto).mode == "offline"
     netrc.write_text(f"machine api.wandb.ai login user password {KEY}\n")
     netrc.chmod(0o600)
     assert has_key()
-    assert Destination.from_config(auto).mode == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert not has_key()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert has_key()
+
+
+def test_auto_is_online_only_with_a_key_and_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = TrackingConfig(name="wandb", project="p", entity=None, mode="auto")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert Destination.from_config(auto).mode == "online"
+    assert Destination.from_config(auto).mode == "offline"  # nobody listens any more
