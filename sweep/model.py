@@ -146,5 +146,8 @@ def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:
             "shapes whose d_model is a multiple of n_head; set execution.save_model to false"
         )
     model = build_model(spec, seed=0)
-    model.load_state_dict({name: weight.detach().cpu().clone() for name, weight in weights.items()}, strict=False)
+    found = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+    missing, unexpected = model.load_state_dict(found, strict=False)  # a tied head is no parameter of its own
+    assert not unexpected, unexpected
+    assert missing == (["lm_head.weight"] if spec.family == "gpt2" else []), missing
     model.save_pretrained(path)

@@ -10,8 +10,9 @@ from sweep.spec import ScheduleSpec
 def learning_rate(schedule: ScheduleSpec, peak: float, step: int) -> float:
     """Learning rate of the update number `step`, counted from 0.
 
-    Warm-up is linear and reaches the peak at update `warmup_steps` - 1. A decay to `final` ends at the last update of
-    the schedule, number `schedule_steps` - 1, and stays there; `schedule_steps` may exceed the run's steps. Shapes:
+    Warm-up is linear and reaches the peak at its last update. A decay starts from the peak and would reach `final` one
+    update after the schedule's last, so that none is made in vain at rate zero; `schedule_steps` may exceed the run's
+    steps. Shapes:
 
     - constant: the peak after warm-up
     - linear, cosine: decay over everything after warm-up (Kaplan et al. 2020, section 2.2: 3000 steps of linear
@@ -29,7 +30,7 @@ def learning_rate(schedule: ScheduleSpec, peak: float, step: int) -> float:
     start = schedule.warmup_steps
     if schedule.name == "wsd":
         start = schedule.schedule_steps - schedule.decay_steps
-    x = min(1.0, max(0.0, (update - start) / max(schedule.schedule_steps - start, 1)))
+    x = min(1.0, max(0.0, (step - start) / max(schedule.schedule_steps - start, 1)))
     if schedule.name == "cosine":
         share = 0.5 * (1 + math.cos(math.pi * x))
     elif schedule.name == "wsd" and schedule.decay_shape == "sqrt":

@@ -13,13 +13,13 @@ from sweep.schedule import average_coefficient, learning_rate
 from sweep.spec import ScheduleSpec
 
 PEAK, WARMUP, END, DECAY = 0.3, 10, 100, 25
-CLOSED_FORMS = {  # learning rate / peak at update u = step + 1, after warm-up
-    ("constant", "linear", 0.0): lambda u: 1.0,
-    ("linear", "linear", 0.0): lambda u: (END - u) / (END - WARMUP),
-    ("cosine", "linear", 0.1): lambda u: 0.55 + 0.45 * math.cos(math.pi * (u - WARMUP) / (END - WARMUP)),
-    ("wsd", "linear", 0.0): lambda u: min(1.0, (END - u) / DECAY),
-    ("wsd", "sqrt", 0.0): lambda u: 1 - math.sqrt(max(0.0, (u - (END - DECAY)) / DECAY)),
-    ("inverse_sqrt", "linear", 0.0): lambda u: math.sqrt(WARMUP / u),
+CLOSED_FORMS = {  # learning rate / peak at step s after warm-up
+    ("constant", "linear", 0.0): lambda s: 1.0,
+    ("linear", "linear", 0.0): lambda s: (END - s) / (END - WARMUP),
+    ("cosine", "linear", 0.1): lambda s: 0.55 + 0.45 * math.cos(math.pi * (s - WARMUP) / (END - WARMUP)),
+    ("wsd", "linear", 0.0): lambda s: min(1.0, (END - s) / DECAY),
+    ("wsd", "sqrt", 0.0): lambda s: 1 - math.sqrt(max(0.0, (s - (END - DECAY)) / DECAY)),
+    ("inverse_sqrt", "linear", 0.0): lambda s: math.sqrt(WARMUP / (s + 1)),
 }
 
 
@@ -29,8 +29,7 @@ def test_every_step_of_a_schedule(form, expected) -> None:
     decay = DECAY if name == "wsd" else 0
     schedule = ScheduleSpec(name, WARMUP, END, decay_steps=decay, decay_shape=shape, final=final)
     for step in range(END):
-        update = step + 1
-        share = update / WARMUP if update < WARMUP else expected(update)
+        share = (step + 1) / WARMUP if step < WARMUP else expected(step)
         assert learning_rate(schedule, PEAK, step) == pytest.approx(PEAK * share, abs=1e-12), step
 
 

@@ -105,11 +105,8 @@ train_run(planned, Path(sys.argv[2]), corpus, "cpu")
 """
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_killed_run_goes_on_bit_identically(plan_tiny, tiny_corpus, tmp_path: Path, optimizer: str) -> None:
-    planned = plan_tiny(
-        name=optimizer, steps=400, weight_average=0.25, execution={"checkpoint_seconds": 0.02, "micro_batch": 3}
-    )
+def test_killed_run_goes_on_bit_identically(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    planned = plan_tiny(steps=400, weight_average=0.25, execution={"checkpoint_seconds": 0.02, "micro_batch": 3})
     job, whole, killed = tmp_path / "job", tmp_path / "whole", tmp_path / "killed"
     job.write_bytes(pickle.dumps((planned, tiny_corpus)))
     child = subprocess.Popen(
@@ -147,6 +144,21 @@ def test_sigterm_checkpoints_and_the_run_goes_on_from_there(plan_tiny, tiny_corp
     assert train_run(planned, tmp_path / "stopped", tiny_corpus, "cpu") == "done"
     assert train_run(planned, tmp_path / "whole", tiny_corpus, "cpu") == "done"
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_restored_state_goes_on_bit_identically(plan_tiny, tiny_corpus, first: int, optimizer: str) -> None:
+    planned = plan_tiny(name=optimizer, weight_average=0.5)
+    run, other = (Run(planned, tiny_corpus, "cpu") for _ in range(2))
+    run.advance(first, lambda: False)
+    tensors, meta = run.state()
+    other.restore({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(meta)))
+    for each in (run, other):
+        each.advance(20, lambda: False)
+    assert run.series == other.series
+    assert torch.equal(run.flat.values, other.flat.values)
+    assert torch.equal(run.average, other.average)
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
@@ -259,6 +271,24 @@ def test_cuda_follows_the_cpu(plan_tiny, tiny_corpus, tmp_path: Path, precision:
     cpu, cuda = (read_steps(tmp_path / name)["train_loss"] for name in ("cpu", "cuda"))
     np.testing.assert_allclose(cuda, cpu, rtol=1e-3 if precision == "fp32" else 0.03)
     assert json.loads((tmp_path / "cuda" / "manifest.json").read_text())["driver"].startswith("CUDA")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_micro_batch_shrinks_until_it_fits_the_cuda_device(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    planned = plan_tiny(steps=1, sequences=3072, schedule={"warmup_steps": 0})  # one batch's logits alone: 100 MB
+    train_run(planned, tmp_path / "roomy", tiny_corpus, "cuda")
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + 150e6
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        assert train_run(planned, tmp_path / "tight", tiny_corpus, "cuda") == "done"
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    roomy, tight = (read_record(tmp_path / name) for name in ("roomy", "tight"))
+    assert roomy.status["micro_batch"] == 3072
+    assert tight.status["micro_batch"] < 3072
+    assert tight.rows[-1]["train_loss"] == pytest.approx(roomy.rows[-1]["train_loss"], rel=1e-4)
 
 
 @pytest.mark.cuda
