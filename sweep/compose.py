@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from sweep.config import cleared, flatten, suggest
+from sweep.config import RUN_KEYS, cleared, flatten, suggest
 from sweep.schema import InputError
 
 
@@ -49,11 +49,16 @@ def compose(name: Literal["sweep", "train"], overrides: list[str], config_dir: P
         except (OmegaConfBaseException, YAMLError) as error:
             raise InputError(f"configuration: {_first_line(error)}") from error
     assert isinstance(composed, dict)
-    return clear_alternatives({str(key): value for key, value in composed.items()}, overrides)
+    return settle({str(key): value for key, value in composed.items()}, overrides)
 
 
-def clear_alternatives(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Set to null what the overrides replace: with `horizon.steps=100` the horizon in tokens no longer counts."""
+def settle(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Let overrides mean what they say in a composed `config`, which is changed and returned.
+
+    What an override replaces becomes null (with `horizon.steps=100` the horizon in tokens no longer counts), in the
+    configuration and in what blocks of the grid `set`. Axes of a block stay: raises InputError where an override has
+    no effect because every block has it, or an alternative to it, as an axis.
+    """
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key in cleared(keys):
         parent: Any = config
@@ -62,7 +67,23 @@ def clear_alternatives(config: dict[str, Any], overrides: Iterable[str]) -> dict
             parent = parent.get(part) or {}
         if last in parent:
             parent[last] = None
+    blocks = (config.get("grid") or {}).get("blocks") or {}
+    for key in RUN_KEYS.intersection(keys):
+        replaced = {key, *cleared([key])}
+        for name, block in blocks.items():
+            if block and "set" in block:
+                block["set"] = {k: v for k, v in flatten(block["set"]).items() if k not in replaced}
+        if blocks and all(replaced & _axes(block or {}) for block in blocks.values()):
+            names = ", ".join(blocks)
+            raise InputError(
+                f"{key} has no effect: it is an axis of the grid ({names}); change grid, or add grid=single"
+            )
     return config
+
+
+def _axes(block: dict[str, Any]) -> set[str]:
+    cells = block.get("cells") or []
+    return {key for part in (block.get("product"), block.get("zip"), *cells) for key in flatten(part or {})}
 
 
 def _explain(error: Exception, known: list[str]) -> str:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from sweep.accounting import count_flops
 from sweep.cache import cache_dir
-from sweep.spec import PlannedRun, RunSpec
+from sweep.spec import PlannedRun
 
-# Small models on a CPU are bound by the calls, not by arithmetic, hence a time a step and layer besides the rate.
-RATE = {"cpu": 30e9, "cuda": 50e12}  # FLOP/s of one thread, of one GPU
-OVERHEAD = {"cpu": 1.5e-3, "cuda": 1.5e-3}  # seconds a micro-batch and layer
+# Small models on a CPU are bound by the calls, not by arithmetic, hence a time a pass and layer besides the rate.
+RATE = {"cpu": 40e9, "cuda": 50e12}  # FLOP/s of one thread, of one GPU
+OVERHEAD = {"cpu": 0.5e-3, "cuda": 1.5e-3}  # seconds a forward and backward pass and layer
 ASSUMPTION = (
-    "assumed: 30 GFLOP/s a CPU thread or 50 TFLOP/s a GPU, and 1.5 ms a micro-batch and layer; "
-    "`isoloss plan --measure` replaces this by a measurement"
+    "assumed: 40 GFLOP/s a CPU thread and 0.5 ms a pass and layer, or 50 TFLOP/s a GPU and 1.5 ms; "
+    "isoloss plan --measure measures"
 )
 CUDA_MICRO_TOKENS = 65536  # assumed of a GPU, where the trainer takes what fits
+CURVE_DECADES = 2.5  # of tokens that the evaluations span
 
 
 def plan_device(device: str) -> str:
@@ -31,43 +32,59 @@ def plan_device(device: str) -> str:
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
 
 
-def estimate_seconds(planned: PlannedRun, device: str) -> tuple[float, bool]:
-    """Seconds of training and evaluation on one worker, and whether they rest on a measurement."""
+def estimate_seconds(planned: PlannedRun, device: str, measurements: dict[str, float]) -> tuple[float, bool]:
+    """Seconds of training and evaluation on one worker, and whether they rest on one of the `measurements`."""
     spec = planned.spec
-    micro = planned.execution.micro_batch or max(1, CUDA_MICRO_TOKENS // spec.model.n_ctx)
-    micro = min(micro, spec.batch_sequences)
-    passes = math.ceil(spec.batch_sequences / micro)
-    measured = read_measurements().get(measurement_key(spec, micro, planned.execution.threads, device))
-    per_pass = measured if measured is not None else _assumed_pass(spec, micro, device, planned.execution.threads)
-    forward = evaluations(spec, planned) * spec.data.test_tokens / (micro * spec.model.n_ctx) / 3
-    return per_pass * (spec.steps * passes + forward), measured is not None
+    micro, per_step = passes(planned)
+    measured = measurements.get(measurement_key(planned, device)) if measurements else None
+    seconds = assumed_pass(planned, device) if measured is None else measured
+    # an evaluation runs forward only, a third of a pass
+    evaluated = evaluations(planned) * spec.data.test_tokens / (micro * spec.model.n_ctx) / 3
+    return seconds * (spec.steps * per_step + evaluated), measured is not None
 
 
-def evaluations(spec: RunSpec, planned: PlannedRun) -> float:
+def passes(planned: PlannedRun) -> tuple[int, int]:
+    """Sequences of one forward and backward pass, and passes an update."""
+    sequences = planned.spec.batch_sequences
+    micro = planned.execution.micro_batch or max(1, CUDA_MICRO_TOKENS // planned.spec.model.n_ctx)
+    micro = min(micro, sequences)
+    return micro, math.ceil(sequences / micro)
+
+
+def evaluations(planned: PlannedRun) -> float:
     """About how often a run is evaluated."""
     execution = planned.execution
-    return execution.eval_points_per_decade * math.log10(spec.steps + 1) + execution.eval_tail + 1
+    return (
+        execution.eval_points_per_decade * min(CURVE_DECADES, math.log10(planned.spec.steps)) + execution.eval_tail + 1
+    )
 
 
-def measurement_key(spec: RunSpec, micro: int, threads: int, device: str) -> str:
-    """What a measurement depends on: shape, micro-batch, precision, device and threads."""
-    m = spec.model
+def assumed_pass(planned: PlannedRun, device: str) -> float:
+    """Seconds of one forward and backward pass by the stated assumption."""
+    model = planned.spec.model
+    rate = RATE[device] * (planned.execution.threads if device == "cpu" else 1)
+    return OVERHEAD[device] * model.n_layer + count_flops(model).total * passes(planned)[0] * model.n_ctx / rate
+
+
+def measurement_key(planned: PlannedRun, device: str) -> str:
+    """What a measurement depends on: shape, micro-batch, precision, optimiser, compilation, device and threads."""
+    m, spec, execution = planned.spec.model, planned.spec, planned.execution
     shape = f"{m.family}-{m.n_layer}x{m.d_model}-h{m.n_head}x{m.d_head}-f{m.d_ff}-c{m.n_ctx}-v{m.vocab_size}"
-    where = f"cpu{threads}" if device == "cpu" else device
-    return f"{shape}|{micro}|{spec.precision}|{spec.optimizer.name}|{where}"
+    where = f"cpu{execution.threads}" if device == "cpu" else device
+    compiled = "-compiled" if execution.compile else ""
+    return f"{shape}|{passes(planned)[0]}|{spec.precision}|{spec.optimizer.name}{compiled}|{where}"
 
 
 def measurements_file() -> Path:
-    """JSON file of measurements in the user's cache: {key: seconds of one micro-batch, forward and backward}."""
+    """JSON file of measurements in the user's cache: {key: seconds of one forward and backward pass}."""
     return cache_dir() / "measurements.json"
 
 
 def read_measurements() -> dict[str, float]:
     """Cached measurements; none where the file is missing or damaged (it is only a cache)."""
-    path = measurements_file()
     try:
-        return _parse(path.read_text())
-    except (OSError, ValueError):
+        return _parse(measurements_file().read_text())
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
@@ -84,8 +101,3 @@ def write_measurements(values: dict[str, float]) -> Path:
 @lru_cache(maxsize=4)
 def _parse(text: str) -> dict[str, float]:
     return {str(key): float(value) for key, value in json.loads(text).items()}
-
-
-def _assumed_pass(spec: RunSpec, micro: int, device: str, threads: int) -> float:
-    rate = RATE[device] * (threads if device == "cpu" else 1)
-    return OVERHEAD[device] * spec.model.n_layer + count_flops(spec.model).total * micro * spec.model.n_ctx / rate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.accounting import count_params
 from sweep.config import Config, HorizonConfig, OptimizerConfig, ScheduleConfig, read_config, run_section
-from sweep.estimate import ASSUMPTION, estimate_seconds, plan_device
+from sweep.estimate import ASSUMPTION, estimate_seconds, plan_device, read_measurements
 from sweep.grid import compile_where, expand
 from sweep.ladder import describe, micro_batch, resolve_model
 from sweep.rules import beta2_from_half_life, kaplan_lr, reference_lr, round_digits
@@ -30,14 +30,14 @@ def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
     Raises InputError, naming the cell, for what cannot be run, and where a block's filter leaves nothing.
     """
     typed = read_config(config)
-    device = plan_device(typed.launcher.device)
+    device, measurements = plan_device(typed.launcher.device), read_measurements()
     runs: dict[str, PlannedRun] = {}
     for name, block in typed.blocks.items():
         keep = None if block.where is None else compile_where(block.where, f"grid.blocks.{name}.where")
         kept = 0
         for cell in expand(name, block):
             try:
-                planned = _plan_run(typed, {**typed.run, **cell}, device)
+                planned = _plan_run(typed, {**typed.run, **cell}, device, measurements)
             except InputError as error:
                 said = ", ".join(f"{key}={value}" for key, value in cell.items() if value is not None)
                 raise InputError(f"{error}" + (f" (grid block {name}: {said})" if said else "")) from error
@@ -57,7 +57,7 @@ def plan_one(config: dict[str, Any]) -> PlannedRun:
     return runs[0]
 
 
-def _plan_run(config: Config, run: dict[str, Any], device: str) -> PlannedRun:
+def _plan_run(config: Config, run: dict[str, Any], device: str, measurements: dict[str, float]) -> PlannedRun:
     scalars = run_section("", run)
     model = resolve_model(run_section("model", run), config.data.vocab_size)
     params = count_params(model).params
@@ -74,7 +74,7 @@ def _plan_run(config: Config, run: dict[str, Any], device: str) -> PlannedRun:
         weight_average=scalars.weight_average,
     )
     planned = PlannedRun(spec, config.source, _execution(config.execution, spec, device))
-    seconds, measured = estimate_seconds(planned, device)
+    seconds, measured = estimate_seconds(planned, device, measurements)
     costs = {
         "params": float(params),
         "tokens": float(spec.tokens),
