@@ -35,20 +35,21 @@ make_venv() {
 }
 
 set_up() {
-  local extra=${1:-} wanted torch
+  local extra=${1:-} wanted torch quiet=
   make_venv
   PATH="$PWD/.venv/bin:$PATH"
   # The stamps say what was installed: the dependencies as they are written now, from this folder.
-  wanted=$(cat pyproject.toml <(pwd) | sha256sum)
+  wanted=$(cat pyproject.toml <(pwd) | cksum)
   if [ "$(cat ".venv/installed-$extra" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
   echo "installing isoloss into .venv"
+  [ -t 1 ] || quiet=--quiet
   torch=$(python -c '
 import tomllib
 names = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
 print(next(name for name in names if name.startswith("torch")))')
-  python -m pip install --quiet "$torch"  # first and alone, so that a build for CPUs that is at hand is preferred
-  python -m pip install --quiet --editable ".${extra:+[$extra]}"
+  python -m pip install $quiet "$torch"  # first and alone, so that a build for CPUs that is at hand is preferred
+  python -m pip install $quiet --editable ".${extra:+[$extra]}"
   echo "$wanted" | tee ".venv/installed-" ".venv/installed-$extra" >/dev/null
 }
