@@ -1,7 +1,7 @@
 """The figures, one module each, and their registry.
 
     from analysis.figures import write_published
-    write_published(Path("figures"))                  # every figure of the papers, from published constants
+    write_published(Path("figures"))      # each figure of the papers, from published constants
 
 A module has `NAME`, `LAW` (the law it shows, as warnings name it), `published()`, `measured(laws)` (None where the sweep
 cannot support the figure) and `draw(data)`. Each figure is written as NAME.png, .svg, .pdf and, with exactly what

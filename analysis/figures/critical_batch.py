@@ -77,7 +77,7 @@ def measured(laws: Laws) -> FigureData | None:
         part = points[points["group"] == group]
         used = part[part["used"]]
         if len(used):
-            label = f"{group}, N = {text.number(float(part['params'].iloc[0]))}"
+            label = f"{group}, N = {text.whole(float(part['params'].iloc[0]))}"
             parts.append(rows("law", group, "point", used["target_loss"], used["B_crit"], low=used["B_crit_low"],
                               high=used["B_crit_high"], label=label))  # fmt: skip
         rest = part[~part["used"] & (part["B_crit"] > 0)]
@@ -85,7 +85,7 @@ def measured(laws: Laws) -> FigureData | None:
     panels = {"law": _law_panel(points)}
     ranked = points[points["used"]].groupby("group").size().sort_values(ascending=False)
     for group in sorted(ranked.index[:TRADE_PANELS], key=order.index):
-        size = text.number(float(points.loc[points["group"] == group, "params"].iloc[0]))
+        size = text.whole(float(points.loc[points["group"] == group, "params"].iloc[0]))
         panels[group] = Panel(f"Trade-off, {group} (N = {size})", STEPS, TOKENS, legend=None)
         parts += _measured_trade_off(laws, group)
     said = {"yes": "rises", "no": "does not rise", "undecided": "cannot be said to rise or fall"}[critical.rises]

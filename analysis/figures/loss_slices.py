@@ -107,6 +107,6 @@ def _surface(laws: Laws) -> str:
     assert laws.surface is not None
     estimates = laws.surface.estimates
     return "$L(N,S_{min})$ (Kaplan's Eq. 5.6) fitted, " + ", ".join(
-        f"{symbol} = {text.interval(estimates[name])}"
-        for name, symbol in ((("alpha_N", "$α_N$")), ("alpha_S", "$α_S$"))
+        f"{symbol}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{text.interval(estimates[name])}"
+        for name, symbol in (("alpha_N", "$α_N$"), ("alpha_S", "$α_S$"))
     )

@@ -63,7 +63,6 @@ RC: Any = {
     "hatch.linewidth": 0.6,
     "svg.fonttype": "path",
     "svg.hashsalt": "isoloss",  # equal data give equal files
-    "pdf.fonttype": 42,
 }
 
 

@@ -26,13 +26,21 @@ def measured_footer(laws: Laws) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for reading: 0.713, 1,240, 2.1e6 as text without mathtext; an en dash for none."""
+    """A measured number for reading, to so many digits: 0.713, 1,240, 2.10e6; an en dash for none."""
     if value is None or value != value:
         return "–"
-    magnitude = abs(value)
-    if magnitude >= 1e5 or (0 < magnitude < 1e-3):
+    rounded = float(f"{value:.{digits - 1}e}")
+    magnitude = abs(rounded)
+    if magnitude >= 1e6 or 0 < magnitude < 1e-3:
         return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
-    return f"{value:,.0f}" if magnitude >= 1000 else f"{value:#.{digits}g}".rstrip(".")
+    if magnitude >= 10 ** (digits - 1) or magnitude == 0:
+        return f"{rounded:,.0f}"
+    return f"{rounded:#.{digits}g}"
+
+
+def whole(value: float | None) -> str:
+    """A count, exact: 196,608."""
+    return "–" if value is None or value != value else f"{value:,.0f}"
 
 
 def interval(estimate: Any, digits: int = 3) -> str:

@@ -1,0 +1,150 @@
+"""The analysis verbs of `isoloss`: `analyze` and `figures`. They read tables and write files; nothing is trained.
+
+Heavy imports wait until a verb runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from sweep.schema import InputError
+
+if TYPE_CHECKING:
+    from analysis.results import Laws
+    from analysis.table import Table
+
+FITS_FILE = "fits.json"
+FIGURES_DIR = "figures"
+REPLICATES = 200
+
+ANALYZE_HELP = """\
+Derive all laws of a sweep, with intervals, and write fits.json, figures/ and report.html.
+
+example: isoloss analyze sweeps/quick
+         isoloss analyze sweeps/quick/runs.parquet --out analysis --bootstrap 1000"""
+
+FIGURES_HELP = """\
+Draw every figure as PNG, SVG and PDF, each beside a CSV of exactly what it shows:
+from the constants the papers print, or from a sweep.
+
+example: isoloss figures published --out figures
+         isoloss figures sweeps/quick"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments are unusable input like any other: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog.removeprefix('isoloss ')}: {message}; see `{self.prog} --help`")
+
+
+def run(verb: str, argv: list[str]) -> int:
+    """Run an analysis verb and return its exit code. Raises InputError where the input is unusable."""
+    parser = _parser(verb)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as done:  # after --help
+        return int(done.code or 0)
+    if verb == "analyze":
+        return _analyze(arguments)
+    return _figures(arguments)
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    text = {"analyze": ANALYZE_HELP, "figures": FIGURES_HELP}[verb]
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(f"isoloss {verb}", description=text, formatter_class=formatter, allow_abbrev=False)
+    what = "a sweep directory or its runs table (runs.parquet, runs.csv)"
+    if verb == "analyze":
+        parser.add_argument("source", metavar="DIR", type=Path, help=what)
+        parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: DIR/analysis)")
+    else:
+        parser.add_argument("source", metavar="published|DIR", help=f"the papers' constants, or {what}")
+        default = f"{FIGURES_DIR}/published, or DIR/analysis/{FIGURES_DIR}"
+        parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write (default: {default})")
+    text = "simulated sweeps behind the intervals (default %(default)s; 0: no intervals)"
+    parser.add_argument("--bootstrap", type=_count, default=REPLICATES, metavar="K", help=text)
+    parser.add_argument("--seed", type=_count, default=0, metavar="I", help="of those simulations (default 0)")
+    choices = ("auto", "cpu", "cuda")
+    parser.add_argument("--device", choices=choices, default="auto", help="where laws are fitted (default auto)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from analysis.figures import write_measured
+    from analysis.headline import duration, headline
+    from analysis.report import write_report
+
+    began = time.perf_counter()
+    source = arguments.source
+    out = arguments.out or _default_out(source)
+    laws, table = _derive(source, arguments)
+    out.mkdir(parents=True, exist_ok=True)
+    fits = out / FITS_FILE
+    fits.write_text(json.dumps(laws.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    figures = write_measured(laws, out / FIGURES_DIR)
+    report = write_report(laws, table, figures, out, command=f"isoloss analyze {source}")
+    for warning in laws.warnings:
+        print(f"warning: {warning['law']}: {warning['message']}")
+    print(
+        f"{laws.meta['runs']} runs; intervals hold {laws.level:.0%}"
+        if arguments.bootstrap
+        else f"{laws.meta['runs']} runs"
+    )
+    lines = headline(laws)
+    width = max(len(line.name) for line in lines)
+    for line in lines:
+        print(f"  {line.name:<{width}}  {line.value}")
+    print(f"  {'analysis':<{width}}  {duration(time.perf_counter() - began)}")
+    print(f"fits    {fits}\nfigures {out / FIGURES_DIR} ({len(figures)})\nreport  {report}")
+    return 0
+
+
+def _figures(arguments: argparse.Namespace) -> int:
+    from analysis.figures import NAMES, write_measured, write_published
+
+    if arguments.source == "published":
+        out = arguments.out or Path(FIGURES_DIR) / "published"
+        figures = write_published(out)
+    else:
+        source = Path(arguments.source)
+        out = arguments.out or _default_out(source) / FIGURES_DIR
+        laws, _ = _derive(source, arguments)
+        figures = write_measured(laws, out)
+        for name in [name for name in NAMES if name not in figures]:
+            print(f"not drawn: {name}; `isoloss analyze {source}` says what is missing")
+    print(f"{len(figures)} figures in {out}: {', '.join(figures)}")
+    return 0
+
+
+def _default_out(source: Path) -> Path:
+    return (source if source.is_dir() else source.parent) / "analysis"
+
+
+def _derive(source: Path, arguments: argparse.Namespace) -> tuple[Laws, Table]:
+    from analysis.laws import derive
+    from analysis.table import load
+
+    table = load(source)
+    return derive(table, replicates=arguments.bootstrap, seed=arguments.seed, device=_device(arguments.device)), table
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return name
