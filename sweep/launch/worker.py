@@ -56,7 +56,7 @@ class Ended:
 
 
 def main(pipe: Connection, device: str, threads: int, tracking: TrackingConfig) -> None:
-    """Train the jobs that arrive on `pipe` on `device` until None arrives, a run fails, or the launcher is gone."""
+    """Train the jobs from `pipe` on `device` until None arrives, a run on a GPU fails, or the launcher is gone."""
     _follow_launcher()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         os.environ[name] = "false" if name.startswith("TOKENIZERS") else str(threads)
@@ -69,8 +69,8 @@ def main(pipe: Connection, device: str, threads: int, tracking: TrackingConfig) 
         while (job := pipe.recv()) is not None:
             ended = train_job(job, device, mirror, lambda row: _report(pipe, row))
             pipe.send(ended)
-            if ended.status in ("failed", "running"):
-                break  # a fresh process has no broken device state; a stopped sweep wants no further run
+            if ended.status == "running" or (ended.status == "failed" and device != "cpu"):
+                break  # a stopped sweep wants no further run; an error may have left a GPU unusable to this process
             pipe.send(Ready())
 
 

@@ -15,7 +15,7 @@ from sweep.compose import compose
 from sweep.plan import plan_sweep
 from sweep.spec import PlannedRun
 
-# Two runs' worth of seconds: one size, two batches, on the standard library's json and email packages.
+# Two runs of a second each: one size, two batches, on the standard library's json and email packages.
 TRIAL = """\
 # @package _global_
 defaults:
@@ -29,7 +29,7 @@ schedule: {warmup_steps: 5}
 batch_tokens: 128
 horizon: {steps: 30}
 optimizer: {lr: 4.0e-3}
-launcher: {device: cpu, workers: 2}
+launcher: {device: cpu, workers: 1}
 execution: {eval_points_per_decade: 3, eval_tail: 1}
 grid:
   blocks:

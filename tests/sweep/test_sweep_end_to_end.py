@@ -40,7 +40,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 
 def test_a_sweep_goes_on_past_failing_and_diverging_runs(commands: Commands) -> None:
-    asked = "tracking=wandb", "tracking.mode=offline"
+    asked = "tracking=wandb", "tracking.mode=offline", "launcher.workers=2"
     wild = "+grid.blocks.wild.product={batch_tokens:[128,256]}", "+grid.blocks.wild.set.optimizer.lr=1e6"
     plan = commands.plan(*wild)
     good, failing, diverging, closed = (commands.folder / "out" / RUNS_DIR / run.run_id for run in plan)
