@@ -37,7 +37,7 @@ class Cell:
 @dataclass(frozen=True)
 class Steps:
     """ln S of each cell at each target [cells, targets]; nan where it is not known. lr: the best rate there. seeds: how
-    many were averaged. warmup: reached, but inside the warm-up. at_edge: the best rate is an end of its axis."""
+    many were averaged. warmup: reached, but inside the warm-up or before the first evaluation. at_edge: the best rate is an end of its axis."""
 
     ln_steps: np.ndarray
     lr: np.ndarray
@@ -84,9 +84,10 @@ def make_cells(runs: Sequence[Run]) -> list[Cell]:
 
 
 def choose_targets(runs: Sequence[Run], cells: Sequence[Cell], number: int = TARGETS) -> np.ndarray:
-    """Losses equally spaced in logarithm, highest first, rounded to three decimals. A first grid covers all that three
-    batches of some model pass through after their warm-up; the second, which is returned, covers the part of it where
-    B_crit lies among the batches, and one step of the first grid on either side.
+    """Losses equally spaced in logarithm, highest first, rounded to three decimals. A first grid goes from what two
+    thirds of some model's batches (at least three) still have to reach after their warm-up to what three of them reach;
+    the second, which is returned, covers the part of it where B_crit lies among the batches, and one step of the first
+    grid on either side.
 
     Raises InputError where no model has three batch sizes, or no loss is passed by three of them.
     """
@@ -96,7 +97,7 @@ def choose_targets(runs: Sequence[Run], cells: Sequence[Cell], number: int = TAR
         starts = sorted(max(np.interp(c.start, c.x, c.y) for c in cell) for cell in curves)
         ends = sorted(min(c.y[-1] for c in cell) for cell in curves)
         if len(members) >= LEAST_BATCHES:
-            tops.append(starts[-LEAST_BATCHES])
+            tops.append(starts[-max(LEAST_BATCHES, -(-2 * len(starts) // 3))])
             bottoms.append(ends[LEAST_BATCHES - 1] + 5e-4)
     if not tops:
         raise InputError(
@@ -137,16 +138,16 @@ def steps_to(runs: Sequence[Run], cells: Sequence[Cell], targets: np.ndarray) ->
         counts = np.zeros(tokens.shape, dtype=int)
         for s, (_, members) in enumerate(cell.settings):
             rows = list(members)
-            reached = np.isfinite(crossed[rows])
+            reached = ~np.isnan(crossed[rows])
             counts[s] = reached.sum(axis=0)
-            mean = np.where(reached, crossed[rows], 0).sum(axis=0) / np.maximum(counts[s], 1)
+            mean = np.where(reached, crossed[rows], 0.0).sum(axis=0) / np.maximum(counts[s], 1)
             failed = (~reached & (ends[rows][:, None] >= mean)).any(axis=0)
             tokens[s] = np.where((counts[s] > 0) & ~failed, mean, np.nan)
-        best = np.argmin(np.where(np.isfinite(tokens), tokens, np.inf), axis=0)
+        best = np.argmin(np.where(np.isnan(tokens), np.inf, tokens), axis=0)
         columns = np.arange(len(targets))
         chosen = tokens[best, columns]
         first = np.array([max(starts[list(members)]) for _, members in cell.settings])[best]
-        known = np.isfinite(chosen)
+        known = ~np.isnan(chosen)
         warmup[c] = known & (chosen < first)
         ln_steps[c] = np.where(known & ~warmup[c], chosen - np.log(cell.batch), np.nan)
         lr[c] = np.where(known, rates[best], np.nan)
@@ -193,6 +194,40 @@ def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray) -> Tradeoff:
         np.where(enough[:, None], np.logaddexp(best.parameters[:, :1], best.parameters[:, 1:] - ln_batches), np.nan),
         enough & (ln_b >= least) & (ln_b <= greatest),
     )
+
+
+def tuning_scatter(runs: Sequence[Run], sigma: float) -> float:
+    """Standard deviation of ln S between the batches of a model beyond what seed noise `sigma` of ln(loss) explains: from
+    the residuals of the trade-off fits, pooled over models and over the targets that bracket their B_crit. 0 where there
+    is no such fit. It holds rates that are better tuned at some batches than at others, and the trade-off's own misfit.
+    """
+    cells = make_cells(runs)
+    try:
+        targets = choose_targets(runs, cells)
+    except InputError:
+        return 0.0
+    found = steps_to(runs, cells, targets)
+    total, freedom = 0.0, 0
+    for _, members in by_group(cells):
+        if len(members) < LEAST_BATCHES:
+            continue
+        ln_steps = found.ln_steps[members].T
+        fits = fit_tradeoffs(np.array([cells[m].batch for m in members]), ln_steps)
+        seeds = np.array([_seed_variance(runs, cells[m], ln_steps[:, k], found.seeds[m], sigma)
+                          for k, m in enumerate(members)]).T  # fmt: skip
+        for t in np.flatnonzero(fits.bracketed):
+            own = int(fits.batches[t]) - 2
+            total += own * (fits.variance[t] - float(np.nanmean(seeds[t])))
+            freedom += own
+    return float(np.sqrt(max(total / freedom, 0.0))) if freedom else 0.0
+
+
+def _seed_variance(
+    runs: Sequence[Run], cell: Cell, ln_steps: np.ndarray, seeds: np.ndarray, sigma: float
+) -> np.ndarray:
+    """Variance of ln S [targets] that noise in ln(loss) gives through the slope of the curve."""
+    slope = runs[cell.settings[0][1][0]].curve.slope(ln_steps + np.log(cell.batch))
+    return sigma**2 / np.minimum(slope, -1e-3) ** 2 / np.maximum(seeds, 1)
 
 
 def fit_law(ln_loss: np.ndarray, ln_b: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 _FINE = 6  # points of the fine grid between two knots; linear interpolation between those
+_REACH = 1.0  # in ln(tokens): stretch at the end whose mean slope continues a curve
 _EDGE = 1e-9  # slack of the ends in ln(tokens), so that a run's own last point counts as inside
 
 
@@ -37,10 +38,22 @@ class Curve:
         return np.where(inside, np.interp(ln_tokens, self.x, self.y), np.nan)
 
     def ln_tokens(self, ln_loss: np.ndarray) -> np.ndarray:
-        """ln(tokens) at which the curve first reaches `ln_loss`; nan where it starts below it or never gets there. The
-        result may lie before `start`: the caller says what a crossing inside the warm-up means."""
+        """ln(tokens) at which the curve first reaches `ln_loss`: nan where it never gets there, -inf where it already was
+        below at the first evaluation. The result may lie before `start`: a crossing inside the warm-up."""
         reached = np.interp(-ln_loss, -self.y, self.x)
-        return np.where((ln_loss <= self.y[0]) & (ln_loss >= self.y[-1]), reached, np.nan)
+        return np.where(ln_loss > self.y[0], -np.inf, np.where(ln_loss >= self.y[-1], reached, np.nan))
+
+    def slope(self, ln_tokens: np.ndarray) -> np.ndarray:
+        """d ln(loss) / d ln(tokens), as the mean over half of `_REACH` on either side, cut off at the ends."""
+        low = np.clip(ln_tokens - _REACH / 2, self.x[0], self.x[-1])
+        high = np.clip(ln_tokens + _REACH / 2, self.x[0], self.x[-1])
+        rise = np.interp(high, self.x, self.y) - np.interp(low, self.x, self.y)
+        return rise / np.maximum(high - low, 1e-12)
+
+    def extended(self, ln_tokens: np.ndarray) -> np.ndarray:
+        """ln(loss), continued beyond the last evaluation with the slope there. For simulation, not for reading laws."""
+        beyond = np.maximum(ln_tokens - self.end, 0.0)
+        return np.interp(ln_tokens, self.x, self.y) + beyond * self.slope(np.array(self.end))
 
 
 def smooth(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -np.inf) -> Curve:

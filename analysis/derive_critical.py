@@ -33,9 +33,7 @@ class _Group:
         return values.reshape(*self.shape, *values.shape[1:])
 
 
-def derive_critical(
-    samples: Sequence[Sequence[Run]], rng: np.random.Generator, warnings: Warnings
-) -> tuple[Critical, np.ndarray | None]:
+def derive_critical(samples: Sequence[Sequence[Run]], warnings: Warnings) -> tuple[Critical, np.ndarray | None]:
     """The section and the law [samples, 2] (intercept, slope of ln B_crit against ln L), None where there is none.
 
     samples: the runs and their simulated replicates, undecayed, of one recipe. Raises InputError where no model has
@@ -47,7 +45,7 @@ def derive_critical(
     found = [cb.steps_to(sample, cells, targets) for sample in samples]
     ln_steps = np.array([steps.ln_steps for steps in found])
     groups = [
-        _fit_group(name, members, cells, ln_steps, rng)
+        _fit_group(name, members, cells, ln_steps)
         for name, members in cb.by_group(cells)
         if len(members) >= cb.LEAST_BATCHES
     ]
@@ -104,14 +102,10 @@ def law_line(law: np.ndarray, low: float, high: float) -> pd.DataFrame:
     return pd.DataFrame({"loss": loss, "B_crit": values[0], "low": below, "high": above})
 
 
-def _fit_group(
-    name: str, members: list[int], cells: Sequence[cb.Cell], ln_steps: np.ndarray, rng: np.random.Generator
-) -> _Group:
-    """Fits of all samples. What scatter the fits of the first sample leave beyond the seed noise (rates that are not
-    equally well tuned at every batch, say) is common to all targets of a batch: replicates get it as one normal shift
-    a batch."""
+def _fit_group(name: str, members: list[int], cells: Sequence[cb.Cell], ln_steps: np.ndarray) -> _Group:
+    """Fits of all samples."""
     batches = np.array([cells[m].batch for m in members])
-    mine = ln_steps[:, members].transpose(0, 2, 1).copy()  # [samples, targets, batches]
+    mine = ln_steps[:, members].transpose(0, 2, 1)  # [samples, targets, batches]
     first = cb.fit_tradeoffs(batches, mine[0])
     seeds = np.zeros(len(first.ln_s))
     if len(mine) > 2:
@@ -120,11 +114,8 @@ def _fit_group(
         spread = np.where(valid & np.isfinite(mine[0]), spread, np.nan)
         count = np.isfinite(spread).sum(axis=1)
         seeds = np.where(count > 0, np.nansum(spread, axis=1) / np.maximum(count, 1), 0.0)
-    take = first.bracketed
-    freedom = np.where(take, first.batches - 2, 0)
-    pooled = float((first.variance * freedom)[take].sum() / freedom.sum()) if take.any() else 0.0
-    excess = max(0.0, pooled - float((seeds * freedom).sum() / max(1, freedom.sum())))
-    mine[1:] += rng.normal(0, np.sqrt(excess), (len(mine) - 1, 1, len(batches)))
+    freedom = np.where(first.bracketed, first.batches - 2, 0)
+    pooled = float((np.nan_to_num(first.variance) * freedom).sum() / max(1, freedom.sum()))
     fits = cb.fit_tradeoffs(batches, mine.reshape(-1, len(batches)))
     # One target leaves few degrees of freedom: its own residual variance is averaged with that of all of them.
     variance = np.maximum((np.nan_to_num(first.variance) + pooled) / 2, seeds)
@@ -178,8 +169,9 @@ def _crossings(runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarra
             for i in members:
                 run = runs[i]
                 crossed = run.curve.ln_tokens(np.log(targets))
-                censored = ~np.isfinite(crossed)
-                tokens = np.exp(np.where(censored, run.curve.end, crossed))
+                censored = np.isnan(crossed)
+                # Already below the target at the first evaluation: that is a bound from above.
+                tokens = np.exp(np.where(censored, run.curve.end, np.maximum(crossed, run.ln_tokens[0])))
                 frame = pd.DataFrame(
                     {
                         "run_id": run.run_id,
@@ -192,7 +184,7 @@ def _crossings(runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarra
                     }
                 )
                 frame["steps"], frame["tokens"], frame["censored"] = tokens / cell.batch, tokens, censored
-                frame["warmup"] = ~censored & (np.log(tokens) < run.curve.start)
+                frame["warmup"] = ~censored & (crossed < run.curve.start)
                 frame["lr_at_edge"] = steps.at_edge[c]
                 frames.append(frame)
     return pd.concat(frames, ignore_index=True)

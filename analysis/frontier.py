@@ -51,9 +51,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Optima:
-    """Best size at each compute value [g]. index: the lowest size. interior: it is neither the smallest nor the largest of
-    the sizes there. ln_n, ln_l: of the parabola's minimum, nan where there is none. used: the parabola holds.
-    coefficients: [g, 3] of the parabola c0 + c1 ln N + c2 ln^2 N; first, last: sizes it was fitted to."""
+    """Best size at each compute value [g]. index: the lowest size. interior: sizes on both sides of it are worse, there or
+    where they ended before (a bound otherwise). ln_n, value: of the parabola's minimum, nan where there is none among the
+    sizes it was fitted to; used: there is one. coefficients: [g, 3] of the parabola c0 + c1 ln N + c2 ln^2 N; first, last:
+    the outermost sizes in it; window: [sizes, g], all of them."""
 
     index: np.ndarray
     interior: np.ndarray
@@ -189,7 +190,7 @@ def find_optima(ln_n: np.ndarray, values: np.ndarray) -> Optima:
     columns = np.arange(values.shape[1])
     rank = np.cumsum(known, axis=0) - 1
     centre = rank[index, columns]
-    interior = (number >= 3) & (centre > 0) & (centre < number - 1)
+    interior = (number >= 3) & ((centre > 0) | _beaten(known, index)) & ((centre < number - 1) | _unborn(known, index))
     window = known & (np.abs(rank - centre) <= WINDOW) & (number >= 3)
     middle = ln_n.mean()
     powers = (ln_n - middle)[:, None] ** np.arange(3)
@@ -207,6 +208,23 @@ def find_optima(ln_n: np.ndarray, values: np.ndarray) -> Optima:
     )
     ln_opt, least = np.where(used, vertex + middle, np.nan), np.where(used, least, np.nan)
     return Optima(index, interior, ln_opt, least, used, coefficients, first, last, window)
+
+
+def _beaten(known: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Whether, at each compute value, a smaller size than the best has ended, and at its end a larger one was ahead of
+    it. Curves of two sizes cross once, so more compute would not have brought it back: the best size is no bound."""
+    last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+    sizes, columns = np.arange(len(known))[:, None], np.arange(known.shape[1])
+    lost = (index[last] > sizes[:, 0])[:, None] & (columns > last[:, None]) & (sizes < index)
+    return lost.any(axis=0)
+
+
+def _unborn(known: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The mirror image: a larger size is not readable yet (warm-up), and where it first is, a smaller one is ahead."""
+    first = np.argmax(known, axis=1)
+    sizes, columns = np.arange(len(known))[:, None], np.arange(known.shape[1])
+    behind = (index[first] < sizes[:, 0])[:, None] & (columns < first[:, None]) & (sizes > index)
+    return behind.any(axis=0)
 
 
 def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:

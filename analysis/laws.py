@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bootstrap, frontier, isoflop, parametric
+from analysis.critical_batch import tuning_scatter
 from analysis.derive_critical import derive_critical
 from analysis.derive_frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
 from analysis.derive_surfaces import derive_parametric, derive_slices, derive_surface, slice_lines
@@ -44,10 +45,11 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     undecayed = _main([r for r in runs if not r.decayed], "undecayed", warnings)
     decayed = _main([r for r in runs if r.decayed], "decayed", warnings)
     _warn_table(table, undecayed, decayed, noise, warnings)
-    open_samples = bootstrap.simulate(undecayed, noise, replicates, rng)
-    closed_samples = bootstrap.simulate(decayed, noise, replicates, rng)
+    tuning = tuning_scatter(undecayed, noise.sigma)
+    open_samples = bootstrap.simulate(undecayed, noise, tuning, replicates, rng)
+    closed_samples = bootstrap.simulate(decayed, noise, tuning, replicates, rng)
 
-    critical, law = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, rng, warnings)) or (
+    critical, law = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, warnings)) or (
         None,
         None,
     )
@@ -85,7 +87,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
         level=bootstrap.LEVEL,
     )
     _warn_disagreement(result, warnings)
-    result.meta.update(_meta(table, noise, replicates, time.perf_counter() - began))
+    result.meta.update(_meta(table, noise, tuning, replicates, time.perf_counter() - began))
     return result
 
 
@@ -190,7 +192,7 @@ def _warn_disagreement(laws: Laws, warnings: Warnings) -> None:
                 )  # fmt: skip
 
 
-def _meta(table: Table, noise: SeedNoise, replicates: int, seconds: float) -> dict[str, Any]:
+def _meta(table: Table, noise: SeedNoise, tuning: float, replicates: int, seconds: float) -> dict[str, Any]:
     runs = table.runs
 
     def only(name: str) -> Any:
@@ -210,6 +212,7 @@ def _meta(table: Table, noise: SeedNoise, replicates: int, seconds: float) -> di
         "sigma": noise.sigma,
         "sigma_source": "seeds" if noise.freedom else "assumed",
         "correlation": noise.correlation,
+        "tuning": tuning,
         "replicates": replicates,
         "level": bootstrap.LEVEL,
         "seconds": seconds,

@@ -85,17 +85,20 @@ def synthetic_sweep(
     seeds: Mapping[tuple[int, int, int], int] | None = None,
     lr_factors: Sequence[float] = (1.0,),
     lr_penalty: float = 0.1,
+    tuning: float = 0.0,
     n_ctx: int = 128,
     points_per_decade: int = 8,
     seed: int = 0,
 ) -> Table:
     """A sweep as `isoloss collect` would give it, drawn from `truth`.
 
-    cells: (n_layer, d_model) -> batches in sequences. A batch of B tokens runs tokens·(1 + B/B_crit) tokens with
-        B_crit at the loss that small batches reach, so that all batches reach about the same losses.
+    cells: (n_layer, d_model) -> batches in sequences. A batch of B tokens runs T·(1 + B/B_crit) tokens with B_crit at the
+        loss that small batches reach, so that all batches reach about the same losses; T is `tokens` at N = 24,576 and
+        falls as N^-0.5, so that small sizes are still running at the compute where larger ones overtake them.
     sigma, correlation: standard deviation of ln(loss) between seeds, and its correlation length in ln(tokens).
     seeds: (n_layer, d_model, sequences) -> number of seeds; three at batch 16 of the two smallest sizes by default.
     lr_factors: rates as multiples of the best one; a factor f costs exp(lr_penalty·ln(f)²) times the steps.
+    tuning: standard deviation of ln(steps) between cells, as from rates that are not equally well tuned everywhere.
     """
     truth = truth or Truth()
     rng = np.random.default_rng(seed)
@@ -105,15 +108,17 @@ def synthetic_sweep(
     curves: list[pd.DataFrame] = []
     for (n_layer, d_model), batches in cells.items():
         params = 12 * n_layer * d_model**2
-        reached = truth.loss(params, n_ctx, np.array([tokens / n_ctx]))
+        horizon = tokens * (24576 / params) ** 0.5
+        reached = truth.loss(params, n_ctx, np.array([horizon / n_ctx]))
         for sequences in batches:
             batch = sequences * n_ctx
-            steps = math.ceil(tokens * (1 + batch / float(truth.B_crit(reached)[0])) / batch)
+            steps = math.ceil(horizon * (1 + batch / float(truth.B_crit(reached)[0])) / batch)
+            mistuned = tuning * rng.standard_normal()
             for lr_factor in lr_factors:
                 for number in range(seeds.get((n_layer, d_model, sequences), 1)):
                     run_id = f"{n_layer}x{d_model}-{sequences}-{lr_factor:g}-{number}"
                     at = _evaluation_steps(steps, batch, points_per_decade)
-                    slowed = at * math.exp(-lr_penalty * math.log(lr_factor) ** 2)
+                    slowed = at * math.exp(mistuned - lr_penalty * math.log(lr_factor) ** 2)
                     loss = truth.loss(params, batch, slowed)
                     noise = correlated_noise(np.log(at * batch), correlation, rng)[0]
                     loss = loss * np.exp(sigma * noise)
