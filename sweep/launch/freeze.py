@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweep.plan import read_plan, write_plan
 from sweep.record import read_status
-from sweep.schema import PLAN_FILE, RUNS_DIR, InputError
+from sweep.schema import MANIFEST_FILE, PLAN_FILE, RUNS_DIR, InputError
 from sweep.spec import DataSpec, PlannedRun, Source
 
 # Statuses that are results: such a run is not trained again.
@@ -77,7 +77,8 @@ def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun
     if set(new) != old:
         raise InputError(
             f"{sweep_dir} belongs to another plan ({len(old)} runs, {len(old - set(new))} of them not in this one; "
-            f"{len(set(new) - old)} of this one not in it); set sweep_dir to a new folder, or repeat its own command"
+            f"{len(set(new) - old)} of this one not in it); set sweep_dir to a new folder, or repeat its own command, "
+            f"which {RUNS_DIR}/*/{MANIFEST_FILE} holds as argv"
         )
     return [_onward(run, new[run.run_id]) for run in earlier]
 

@@ -34,11 +34,11 @@ def test_help_lists_every_verb_with_an_example(capsys: pytest.CaptureFixture[str
         assert f"isoloss {verb} " in text
 
 
-@pytest.mark.parametrize("verb", ["plan", "sweep", "train", "status", "collect", "sync"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):  # argparse's way of ending
         assert main([verb, "--help"]) == 0
-    assert f"example:\n  isoloss {verb} " in capsys.readouterr().out
+    assert re.search(rf"example:\s+isoloss {verb} ", capsys.readouterr().out)
 
 
 def test_the_examples_of_composing_verbs_compose(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ from sweep.cli import main
 from sweep.plan import plan_sweep, write_plan
 from sweep.compose import compose
 write_plan(Path("s/plan.jsonl"), plan_sweep(compose("sweep", ["experiment=smoke"])))
-helps = [[verb, "--help"] for verb in {list(cli.VERBS)}]
+helps = [[verb, "--help"] for verb in {VERBS}]
 plans = ["plan", "experiment=smoke"], ["plan", "experiment=smoke", "--json", "p.json"]
 for arguments in (["--help"], *helps, *plans, ["status", "s"], ["status", "s", "--json", "s.json"]):
     with contextlib.suppress(SystemExit):
