@@ -70,7 +70,7 @@ def settle(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     blocks = (config.get("grid") or {}).get("blocks") or {}
     for key in RUN_KEYS.intersection(keys):
         replaced = {key, *cleared([key])}
-        for name, block in blocks.items():
+        for block in blocks.values():
             if block and "set" in block:
                 block["set"] = {k: v for k, v in flatten(block["set"]).items() if k not in replaced}
         if blocks and all(replaced & _axes(block or {}) for block in blocks.values()):

@@ -14,8 +14,8 @@ from sweep.spec import PlannedRun
 if TYPE_CHECKING:
     from sweep.corpus import Corpus
 
-WARM_STEPS = 3  # not timed: allocation and the first calls of each kernel
-TIMED_SECONDS = 0.5  # at least, so that the clock and a busy machine weigh little
+STEPS = 3  # of a timed block; the first block is not timed: allocation and the first calls of each kernel
+TIMED_SECONDS = 0.5  # at least; the fastest block counts, so that other work on the machine weighs little
 LONGEST_PASS = 20.0  # seconds by assumption; slower shapes are left to the assumption
 
 
@@ -53,13 +53,15 @@ def _time_pass(planned: PlannedRun, micro: int, device: str) -> float | None:
     )
     try:
         with numerics(spec.precision, planned.execution, device):
-            run = Run(one_pass, _random_corpus(one_pass, (WARM_STEPS + 1) * micro), device)
-            run.advance(WARM_STEPS, lambda: False)
+            run = Run(one_pass, _random_corpus(one_pass, (STEPS + 1) * micro), device)
+            run.advance(STEPS, lambda: False)
             # advance reads the losses back at its end, so the clock sees finished work
-            started, first = time.perf_counter(), run.step
-            while time.perf_counter() - started < TIMED_SECONDS:
-                run.advance(run.step + WARM_STEPS, lambda: False)
-            return (time.perf_counter() - started) / (run.step - first)
+            blocks: list[float] = []
+            while sum(blocks) < TIMED_SECONDS:
+                started = time.perf_counter()
+                run.advance(run.step + STEPS, lambda: False)
+                blocks.append(time.perf_counter() - started)
+            return min(blocks) / STEPS
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error):
             return None

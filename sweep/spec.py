@@ -7,6 +7,7 @@ they may differ between machines without making it another run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -220,7 +221,7 @@ def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
     InputError. Numbers are normalised to the field's type, so that 8 and 8.0 give one hash."""
     if not isinstance(data, dict):
         raise InputError(f"{where or cls.__name__} must be a mapping, not {data!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -232,6 +233,11 @@ def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise InputError(f"missing key {_join(where, name)}")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
