@@ -1,7 +1,8 @@
 """Intervals: simulated sweeps with the estimated noise, the whole chain of laws refitted on each.
 
 A replicate takes every run's smoothed curve as the truth and adds to ln(loss)
-- seed noise: Gaussian, with the standard deviation between seeds and its correlation along the run. Where that deviation
+- seed noise: Gaussian, with the standard deviation between seeds and its correlation along the run. Where that
+deviation
   was itself estimated from few repeats, it is redrawn for each replicate (scaled inverse chi-square), so that intervals
   are not too narrow for knowing it badly;
 - tuning scatter: all runs of one size and batch need a common factor more or fewer tokens, as when a learning-rate rule

@@ -25,8 +25,8 @@ LEAST_BATCHES = 3
 
 @dataclass(frozen=True)
 class Cell:
-    """One model at one batch size: for each setting that was tried (rate, beta2, warm-up), the indices of its runs, one a
-    seed."""
+    """One model at one batch size: for each setting that was tried (rate, beta2, warm-up), the indices of its runs,
+    one a seed."""
 
     group: str
     params: float
@@ -36,8 +36,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Steps:
-    """ln S of each cell at each target [cells, targets]; nan where it is not known. lr: the best rate there. seeds: how
-    many were averaged. warmup: reached, but inside the warm-up or before the first evaluation. at_edge: the best rate is an end of its axis."""
+    """ln S of each cell at each target [cells, targets]; nan where it is not known. lr: the best rate there. seeds:
+    how many were averaged. warmup: reached, but inside the warm-up or before the first evaluation. at_edge: the best
+    rate is an end of its axis."""
 
     ln_steps: np.ndarray
     lr: np.ndarray
@@ -48,9 +49,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """Fits of S = S_min + E_min/B [problems]. inverse: [problems, 2, 2], the covariance of (ln S_min, ln E_min) for unit
-    residual variance. variance: residual variance of ln S with `freedom` degrees of freedom. batches: fitted points.
-    fitted: ln S at every batch [problems, batches]. bracketed: B_crit lies between the least and greatest batch."""
+    """Fits of S = S_min + E_min/B [problems]. inverse: [problems, 2, 2], the covariance of (ln S_min, ln E_min) for
+    unit residual variance. variance: residual variance of ln S with `freedom` degrees of freedom. batches: fitted
+    points. fitted: ln S at every batch [problems, batches]. bracketed: B_crit lies between the least and greatest
+    batch."""
 
     ln_s: np.ndarray
     ln_e: np.ndarray
@@ -101,7 +103,8 @@ def choose_targets(runs: Sequence[Run], cells: Sequence[Cell], number: int = TAR
             bottoms.append(ends[LEAST_BATCHES - 1] + 5e-4)
     if not tops:
         raise InputError(
-            f"critical-batch: no model has {LEAST_BATCHES} or more batch sizes with an undecayed schedule; add batch sizes"
+            f"critical-batch: no model has {LEAST_BATCHES} or more batch sizes with an undecayed schedule; "
+            "add batch sizes"
         )
     if max(tops) <= min(bottoms):
         raise InputError("critical-batch: no loss is passed by three batch sizes of one model; train longer")
@@ -197,9 +200,10 @@ def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray) -> Tradeoff:
 
 
 def tuning_scatter(runs: Sequence[Run], sigma: float) -> float:
-    """Standard deviation of ln S between the batches of a model beyond what seed noise `sigma` of ln(loss) explains: from
-    the residuals of the trade-off fits, pooled over models and over the targets that bracket their B_crit. 0 where there
-    is no such fit. It holds rates that are better tuned at some batches than at others, and the trade-off's own misfit.
+    """Standard deviation of ln S between the batches of a model beyond what seed noise `sigma` of ln(loss) explains:
+    from the residuals of the trade-off fits, pooled over models and over the targets that bracket their B_crit. 0
+    where there is no such fit. It holds rates that are better tuned at some batches than at others, and the
+    trade-off's own misfit.
     """
     cells = make_cells(runs)
     try:

@@ -38,8 +38,8 @@ class Curve:
         return np.where(inside, np.interp(ln_tokens, self.x, self.y), np.nan)
 
     def ln_tokens(self, ln_loss: np.ndarray) -> np.ndarray:
-        """ln(tokens) at which the curve first reaches `ln_loss`: nan where it never gets there, -inf where it already was
-        below at the first evaluation. The result may lie before `start`: a crossing inside the warm-up."""
+        """ln(tokens) at which the curve first reaches `ln_loss`: nan where it never gets there, -inf where it already
+        was below at the first evaluation. The result may lie before `start`: a crossing inside the warm-up."""
         reached = np.interp(-ln_loss, -self.y, self.x)
         return np.where(ln_loss > self.y[0], -np.inf, np.where(ln_loss >= self.y[-1], reached, np.nan))
 

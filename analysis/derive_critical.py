@@ -78,8 +78,8 @@ def derive_critical(samples: Sequence[Sequence[Run]], warnings: Warnings) -> tup
 
 
 def law_estimates(law: np.ndarray, at_loss: float) -> dict[str, Estimate]:
-    """B_star, alpha_B, slope and B_crit at `at_loss`. The interval of alpha_B = -1/slope follows from that of the slope;
-    it has no upper end where the slope may be zero."""
+    """B_star, alpha_B, slope and B_crit at `at_loss`. The interval of alpha_B = -1/slope follows from that of the
+    slope; it has no upper end where the slope may be zero."""
     slope = estimate(law[:, 1])
     alpha = Estimate(-1 / slope.value)
     if slope.se is not None and slope.low is not None and slope.high is not None:
@@ -216,9 +216,9 @@ def _cells(
 
 def _warn(section: Critical, warnings: Warnings, known: bool) -> None:
     points, cells = section.points, section.cells
-    for name, mine in points.groupby("group", sort=False):
+    for group, mine in points.groupby("group", sort=False):
         if not mine["used"].any():
-            warnings.add(LAW, "not_bracketed", f"{name}: no target loss has three batches with B_crit among them")
+            warnings.add(LAW, "not_bracketed", f"{group}: no target loss has three batches with B_crit among them")
     edge = cells[cells["lr_at_edge"] & cells["used"]]
     for (name, batch), mine in edge.groupby(["group", "batch_tokens"], sort=False):
         warnings.add(

@@ -32,11 +32,12 @@ def derive_frontier(
     law: np.ndarray | None,
     warnings: Warnings,
 ) -> Frontier:
-    """Both kinds, the adjusted one where there is a law of B_crit and the runs are undecayed. Raises InputError for fewer
-    than four sizes."""
+    """Both kinds, the adjusted one where there is a law of B_crit and the runs are undecayed. Raises InputError for
+    fewer than four sizes."""
     if len(sizes) < fr.LEAST_SIZES:
         raise InputError(
-            f"frontier: {len(sizes)} model sizes with comparable runs do not determine N(C); give at least {fr.LEAST_SIZES}"
+            f"frontier: {len(sizes)} model sizes with comparable runs do not determine N(C); "
+            f"give at least {fr.LEAST_SIZES}"
         )
     losses, index = read_sizes(samples, sizes)
     parts = {"raw": _derive_kind("raw", samples[0], sizes, losses, index, batch, None, warnings)}
@@ -238,8 +239,8 @@ def _isoflop(
     frame["fit_low"], frame["fit_high"], frame["used"] = params[best.first], params[best.last], best.used
     if not best.used.all():
         warnings.add(
-            "isoflop", "optimum_at_edge", f"{int((~best.used).sum())} of {len(budgets)} budgets have no interior optimum; "
-            "they are bounds and left out of the line"
+            "isoflop", "optimum_at_edge", f"{int((~best.used).sum())} of {len(budgets)} budgets have no interior "
+            "optimum; they are bounds and left out of the line"
         )  # fmt: skip
     line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
     if best.used.sum() < 2:

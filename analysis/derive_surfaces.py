@@ -14,7 +14,7 @@ from analysis.bootstrap import band, estimate
 from analysis.results import Isoflop, Parametric, Surface, Warnings
 from analysis.runs import Run
 
-_STEP_SLICES = 5
+_STEP_SLICES, _STEP_SPAN = 5, 30.0  # readings at fixed steps, and the factor that they span
 
 
 def derive_parametric(
@@ -88,16 +88,16 @@ def derive_surface(samples: Sequence[Sequence[Run]], law: np.ndarray) -> tuple[S
 def derive_slices(
     runs: Sequence[Run], sizes: Sequence[fr.Size], isoflop: Isoflop | None, batch: float | None
 ) -> pd.DataFrame:
-    """Loss against N: the isoflop points of undecayed runs, and readings at steps that three or more sizes reach."""
+    """Loss against N: the isoflop points of undecayed runs, and readings at steps, the most of which four
+    sizes reach."""
     columns = ["axis", "at", "group", "params", "loss", "run_id"]
     parts = []
     if isoflop is not None and isoflop.kind == "undecayed":
         parts.append(isoflop.points.rename(columns={"budget": "at"}).assign(axis="flops")[columns])
     if batch is not None and len(sizes) >= 3 and not sizes[0].decayed:
         pairs = [fr.size_curve(runs, size) for size in sizes]
-        ends = sorted(size.x[-1] for size in sizes)
-        starts = sorted(max(size.x[0], size.x[-1] - math.log(100)) for size in sizes)
-        ln_tokens = np.linspace(starts[2], ends[-3], _STEP_SLICES)
+        end = sorted(size.x[-1] for size in sizes)[-min(4, len(sizes))]
+        ln_tokens = np.linspace(end - math.log(_STEP_SPAN), end, _STEP_SLICES)
         rows = []
         for size, (y, index) in zip(sizes, pairs, strict=True):
             good = np.isfinite(y)
@@ -112,11 +112,12 @@ def derive_slices(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def slice_lines(slices: pd.DataFrame, theta: np.ndarray, law: np.ndarray, batch: float) -> pd.DataFrame:
+def lines_of_slices(slices: pd.DataFrame, theta: np.ndarray, law: np.ndarray, batch: float) -> pd.DataFrame:
     """Eq. 5.6 at the slices' compute and steps, at the frontier's batch."""
     frames = []
     own = float(law[0]), float(law[1])
-    for (axis, at), mine in slices.groupby(["axis", "at"], sort=False):
+    for (axis, value), mine in slices.groupby(["axis", "at"], sort=False):
+        at = float(value)  # type: ignore[arg-type]
         low, high = np.log(mine["params"].min()) - 0.3, np.log(mine["params"].max()) + 0.3
         params = np.exp(np.linspace(low, high, 40))
         steps = at / (6 * params * batch) if axis == "flops" else np.full(40, at)

@@ -5,13 +5,13 @@ Every law here is, in logarithms, a log-sum-exp of terms linear in the parameter
     ln y_i = ln sum_t exp(offset[t, i] + sum_p design[t, i, p] theta_p),
 
 for example the parametric law L = E + A/N^alpha + B/D^beta with theta = (ln A, alpha, ln B, beta, ln E), or the
-trade-off S = S_min + E_min/B with theta = (ln S_min, ln E_min) and offset -ln B in its second term. Values, gradients and Hessians are then exact, and all
-sums are positive by construction.
+trade-off S = S_min + E_min/B with theta = (ln S_min, ln E_min) and offset -ln B in its second term. Values, gradients
+and Hessians are then exact, and all sums are positive by construction.
 
-Method: damped (Levenberg-Marquardt) steps, first Gauss-Newton with iteratively reweighted residuals, which travels well
-from a poor start, then Newton with the exact Hessian, which ends quadratically; robust losses are summed, never averaged,
-and no absolute tolerance enters (averaging is what stopped the published fit of Hoffmann et al. 2022 early, see
-Besiroglu et al. 2024). This is the only module of `analysis` that needs torch.
+Method: damped (Levenberg-Marquardt) steps, first Gauss-Newton with iteratively reweighted residuals, which travels
+well from a poor start, then Newton with the exact Hessian, which ends quadratically; robust losses are summed, never
+averaged, and no absolute tolerance enters (averaging is what stopped the published fit of Hoffmann et al. 2022 early,
+see Besiroglu et al. 2024). This is the only module of `analysis` that needs torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Loss = Literal["squared", "huber", "absolute"]
 
 _CHUNK = 12_000_000  # numbers in one intermediate tensor; bounds the memory at a few hundred MiB
-_PRUNE_AFTER, _PRUNE_TO = 40, 48  # of very many starts, only the best go on after this many iterations
+_PRUNING = ((15, 512), (30, 48))  # of very many starts, only so many go on after so many iterations
 # Least absolute deviations is the limit of Huber's loss: the minimum is followed down this ladder.
 _ABSOLUTE_LADDER = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 
@@ -37,9 +37,9 @@ class Fit:
     """Best fit of each problem.
 
     parameters: [problems, p]. objective: [problems], the unscaled weighted sum of r^2, of Huber's function (r^2/2
-    inside delta, delta (|r| - delta/2) outside) or of |r|. converged: [problems]. gram: [problems, p, p], J' W J at the
-    solution, whose inverse times the residual variance is the covariance for squared loss. optima: [problems, starts, p]
-    and optima_objective [problems, starts]: where each surviving start ended, best first.
+    inside delta, delta (|r| - delta/2) outside) or of |r|. converged: [problems]. gram: [problems, p, p], J' W J at
+    the solution, whose inverse times the residual variance is the covariance for squared loss. optima: [problems,
+    starts, p] and optima_objective [problems, starts]: where each surviving start ended, best first.
     """
 
     parameters: np.ndarray
@@ -103,10 +103,11 @@ def _solve_chunk(arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, devic
     x, offset, y, w, theta = (torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device) for a in arrays)
     with torch.inference_mode():
         problem = _Problem(x, offset, y, w, None if loss == "squared" else delta)
-        if theta.shape[1] > 2 * _PRUNE_TO:
-            theta, objective, _ = _minimise(problem, theta, _PRUNE_AFTER)
-            keep = torch.topk(objective, _PRUNE_TO, dim=1, largest=False).indices
-            theta = torch.gather(theta, 1, keep[..., None].expand(-1, -1, theta.shape[-1]))
+        for iterations, number in _PRUNING:
+            if theta.shape[1] > 2 * number:
+                theta, objective, _ = _minimise(problem, theta, iterations)
+                keep = torch.topk(objective, number, dim=1, largest=False).indices
+                theta = torch.gather(theta, 1, keep[..., None].expand(-1, -1, theta.shape[-1]))
         if loss == "absolute":
             for rung in _ABSOLUTE_LADDER:
                 problem = replace(problem, delta=rung)
@@ -174,10 +175,7 @@ class _Problem:
             objective = (w * rho).sum(1)
             irls = w * torch.clamp(self.delta / size.clamp_min(1e-300), max=1.0)
             psi, inside = irls * r, w * within
-        if x.ndim == 3:
-            jacobian = torch.einsum("mtn,tnp->mnp", share, x)
-        else:
-            jacobian = torch.einsum("mtn,mtnp->mnp", share, x)
+        jacobian = torch.einsum("mtn,tnp->mnp" if x.ndim == 3 else "mtn,mtnp->mnp", share, x)
         gradient = torch.einsum("mn,mnp->mp", psi, jacobian)
         diagonal = torch.einsum("mn,mnp->mp", irls, jacobian * jacobian)
         inner = torch.where(newton[:, None], inside - psi, irls)

@@ -1,15 +1,15 @@
 """Lower envelopes of the loss over model sizes at equal compute, raw and adjusted, and the optimal size N_opt(C).
 
-One curve a size: of the seeds the mean of ln L, of the learning rates the best at each point. The sizes are compared at
-one batch size that they share, so that a size with many batch sizes is not favoured by its larger choice (the least of
-many noisy curves lies low). Raw means against C = 6 N D at that batch; adjusted means against C_min = C/(1 + B/B_crit(L))
-(Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
+One curve a size: of the seeds the mean of ln L, of the learning rates the best at each point. The sizes are compared
+at one batch size that they share, so that a size with many batch sizes is not favoured by its larger choice (the
+least of many noisy curves lies low). Raw means against C = 6 N D at that batch; adjusted means against C_min = C/(1 +
+B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
 
-Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too low
-with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in
-(ln C, ln N), least squares over the compute values with an interior best size and the two sizes on either side of it; its
-minimum over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most 0.01 and its scatter half of that
-of a parabola for each C. Those parabolas give the points N_opt(C).
+Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too
+low with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in (ln
+C, ln N), least squares over the compute values with an interior best size and the two sizes on either side of it; its
+minimum over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most 0.01 and its scatter half of
+that of a parabola for each C. Those parabolas give the points N_opt(C).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Optima:
-    """Best size at each compute value [g]. index: the lowest size. interior: sizes on both sides of it are worse, there or
-    where they ended before (a bound otherwise). ln_n, value: of the parabola's minimum, nan where there is none among the
-    sizes it was fitted to; used: there is one. coefficients: [g, 3] of the parabola c0 + c1 ln N + c2 ln^2 N; first, last:
-    the outermost sizes in it; window: [sizes, g], all of them."""
+    """Best size at each compute value [g]. index: the lowest size. interior: sizes on both sides of it are worse,
+    there or where they ended before (a bound otherwise). ln_n, value: of the parabola's minimum, nan where there is
+    none among the sizes it was fitted to; used: there is one. coefficients: [g, 3] of the parabola c0 + c1 ln N + c2
+    ln^2 N; first, last: the outermost sizes in it; window: [sizes, g], all of them."""
 
     index: np.ndarray
     interior: np.ndarray
@@ -83,8 +83,8 @@ def choose_batch(runs: Sequence[Run]) -> float | None:
 
 
 def make_sizes(runs: Sequence[Run], batch: float | None) -> list[Size]:
-    """One `Size` a group, smallest first: its runs at `batch`; without a common batch, at its batch with the longest run.
-    One-layer models are left out where four deeper sizes remain (Kaplan et al. 2020, App. D.7)."""
+    """One `Size` a group, smallest first: its runs at `batch`; without a common batch, at its batch with the longest
+    run. One-layer models are left out where four deeper sizes remain (Kaplan et al. 2020, App. D.7)."""
     deep = {run.params for run in runs if run.n_layer != 1}
     if len(deep) >= LEAST_SIZES:
         runs_in = [i for i, run in enumerate(runs) if run.n_layer != 1]

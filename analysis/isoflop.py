@@ -1,8 +1,8 @@
 """Loss against size at fixed compute (Hoffmann et al. 2022, approach 2).
 
-Per budget a parabola of the loss in ln N, unweighted, through the five sizes centred on the lowest (all, where there are
-fewer); a lowest loss at the smallest or largest size is a bound and is not fitted. The law is the unweighted line through
-ln N of the vertices: N_opt = N_coefficient C^a, and D_opt = C/(6 N_opt) = D_coefficient C^b with a + b = 1.
+Per budget a parabola of the loss in ln N, unweighted, through the five sizes centred on the lowest (all, where there
+are fewer); a lowest loss at the smallest or largest size is a bound and is not fitted. The law is the unweighted line
+through ln N of the vertices: N_opt = N_coefficient C^a, and D_opt = C/(6 N_opt) = D_coefficient C^b with a + b = 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _SAME_BUDGET = 0.1  # in ln C: final computes of decayed runs closer than this b
 
 
 def choose_budgets(curves: Sequence[tuple[np.ndarray, np.ndarray]], number: int = BUDGETS) -> np.ndarray:
-    """ln C, log-spaced, over what four or more of the curves (ln C, ln L) reach and where one of the middle sizes is the
-    lowest, when that is so anywhere."""
+    """ln C, log-spaced, over what four or more of the curves (ln C, ln L) reach and where one of the middle sizes is
+    the lowest, when that is so anywhere."""
     ranges = [(x[np.isfinite(y)][0], x[np.isfinite(y)][-1]) for x, y in curves if np.isfinite(y).any()]
     if len(ranges) < LEAST_SIZES:
         raise InputError(f"isoflop: {len(ranges)} model sizes are not enough; give at least {LEAST_SIZES}")

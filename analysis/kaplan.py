@@ -55,8 +55,8 @@ def fit_surface(
             raise InputError(f"kaplan: {name} must be positive numbers; remove the other rows")
     if len(np.unique(params)) < LEAST_SIZES or len(params) < LEAST_POINTS:
         raise InputError(
-            f"kaplan: {len(params)} points of {len(np.unique(params))} model sizes do not determine L(N, S_min); give at "
-            f"least {LEAST_POINTS} points of {LEAST_SIZES} sizes"
+            f"kaplan: {len(params)} points of {len(np.unique(params))} model sizes do not determine L(N, S_min); "
+            f"give at least {LEAST_POINTS} points of {LEAST_SIZES} sizes"
         )
     ln_s = np.log(steps_min)
     design = np.zeros((*ln_s.shape[:-1], 2, len(params), 4))

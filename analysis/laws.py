@@ -19,17 +19,17 @@ import numpy as np
 import pandas as pd
 
 from analysis import bootstrap, frontier, isoflop, parametric
+from analysis.checks import warn_disagreement, warn_sizes, warn_table
 from analysis.critical_batch import tuning_scatter
 from analysis.derive_critical import derive_critical
 from analysis.derive_frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
-from analysis.derive_surfaces import derive_parametric, derive_slices, derive_surface, slice_lines
-from analysis.results import Critical, Laws, Warnings
+from analysis.derive_surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
+from analysis.results import Critical, Isoflop, Laws, Surface, Warnings
 from analysis.runs import Run, SeedNoise, extract, main_recipe, seed_noise
 from analysis.table import Table
 from sweep.schema import InputError
 
 REPLICATES = 200
-MANY_EPOCHS = 4.0  # beyond about four passes repeated data is worth less (Muennighoff et al. 2023)
 
 T = TypeVar("T")
 
@@ -44,19 +44,17 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     noise = seed_noise(runs)
     undecayed = _main([r for r in runs if not r.decayed], "undecayed", warnings)
     decayed = _main([r for r in runs if r.decayed], "decayed", warnings)
-    _warn_table(table, undecayed, decayed, noise, warnings)
+    warn_table(table, undecayed, decayed, noise, warnings)
     tuning = tuning_scatter(undecayed, noise.sigma)
     open_samples = bootstrap.simulate(undecayed, noise, tuning, replicates, rng)
     closed_samples = bootstrap.simulate(decayed, noise, tuning, replicates, rng)
 
-    critical, law = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, warnings)) or (
-        None,
-        None,
-    )
+    first = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, warnings))
+    critical, law = first or (None, None)
     batch = frontier.choose_batch(undecayed)
     sizes = frontier.make_sizes(undecayed, batch)
     closed_sizes = frontier.make_sizes(decayed, None)
-    _warn_sizes(undecayed, sizes, batch, warnings)
+    warn_sizes(undecayed, sizes, batch, warnings)
 
     use_open = len(sizes) >= frontier.LEAST_SIZES or len(closed_sizes) < len(sizes)
     chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
@@ -68,11 +66,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     ended = len(decayed) >= parametric.LEAST_POINTS and len(closed_sizes) >= parametric.LEAST_SIZES
     points = (closed_samples, closed_sizes) if ended else (open_samples, sizes)
     third = _try(warnings, "parametric", lambda: derive_parametric(*points, warnings, device))
-    pair = None if law is None else _try(warnings, "kaplan", lambda: derive_surface(open_samples, law))
-    surface, theta = pair or (None, None)
-    slices = derive_slices(undecayed, sizes, flat, batch)
-    no_lines = pd.DataFrame(columns=["axis", "at", "params", "loss"])
-    fitted = theta is not None and law is not None and batch is not None
+    surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, flat, warnings)
     result = Laws(
         meta={},
         critical=critical,
@@ -82,13 +76,33 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
         parametric=third,
         surface=surface,
         slices=slices,
-        slice_lines=slice_lines(slices, theta[0], law[0], batch) if fitted else no_lines,
+        slice_lines=slice_lines,
         warnings=warnings,
         level=bootstrap.LEVEL,
     )
-    _warn_disagreement(result, warnings)
+    warn_disagreement(result, warnings)
     result.meta.update(_meta(table, noise, tuning, replicates, time.perf_counter() - began))
     return result
+
+
+def _surface(
+    samples: Sequence[Sequence[Run]],
+    sizes: Sequence[frontier.Size],
+    batch: float | None,
+    law: np.ndarray | None,
+    flat: Isoflop | None,
+    warnings: Warnings,
+) -> tuple[Surface | None, pd.DataFrame, pd.DataFrame]:
+    """Kaplan's surface, and the slices with its lines through them."""
+    slices = derive_slices(samples[0], sizes, flat, batch)
+    lines = pd.DataFrame(columns=["axis", "at", "params", "loss"])
+    found = None if law is None else _try(warnings, "kaplan", lambda: derive_surface(samples, law))
+    if found is None:
+        return None, slices, lines
+    surface, theta = found
+    if batch is not None and law is not None:
+        lines = lines_of_slices(slices, theta[0], law[0], batch)
+    return surface, slices, lines
 
 
 def _try(warnings: Warnings, law: str, derive_it: Callable[[], T]) -> T | None:
@@ -105,8 +119,8 @@ def _main(runs: Sequence[Run], kind: str, warnings: Warnings) -> list[Run]:
     if others:
         left = len(runs) - len(chosen)
         warnings.add(
-            "table", "several_recipes", f"{left} {kind} runs differ from the rest in optimiser, weight decay, schedule, "
-            "precision, weight average or data and are left out; analyse them in a table of their own"
+            "table", "several_recipes", f"{left} {kind} runs differ from the rest in optimiser, weight decay, schedule "
+            "(or its end), precision, weight average or data and are left out; analyse them in a table of their own"
         )  # fmt: skip
     return chosen
 
@@ -133,63 +147,6 @@ def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | 
     used = critical.points[critical.points["used"]]["target_loss"] if critical is not None else pd.Series(dtype=float)
     frame["extrapolated"] = (frame["loss"] < used.min()) | (frame["loss"] > used.max()) if len(used) else False
     return frame
-
-
-def _warn_table(
-    table: Table, undecayed: Sequence[Run], decayed: Sequence[Run], noise: SeedNoise, warnings: Warnings
-) -> None:
-    for run_id, status in table.dropped.items():
-        warnings.add("table", "not_done", f"run {run_id} is {status} and not used")
-    if undecayed and decayed:
-        warnings.add(
-            "table", "mixed_schedules", f"{len(undecayed)} undecayed and {len(decayed)} decayed runs: no fit mixes them"
-        )
-    if not noise.freedom:
-        warnings.add(
-            "table", "no_seeds", f"no cell was repeated with another seed: intervals assume a standard deviation of "
-            f"{noise.sigma:g} of ln(loss) between seeds"
-        )  # fmt: skip
-    epochs = table.runs["epochs"].astype(float)
-    if (epochs > MANY_EPOCHS).any():
-        warnings.add(
-            "table", "many_epochs", f"{int((epochs > MANY_EPOCHS).sum())} runs pass over the text more than "
-            f"{MANY_EPOCHS:g} times (up to {epochs.max():.1f}); the laws assume fresh data"
-        )  # fmt: skip
-
-
-def _warn_sizes(runs: Sequence[Run], sizes: Sequence[frontier.Size], batch: float | None, warnings: Warnings) -> None:
-    left = sorted({run.group for run in runs} - {size.group for size in sizes})
-    one_layer = sorted({run.group for run in runs if run.n_layer == 1} & set(left))
-    if one_layer:
-        warnings.add("frontier", "one_layer", f"one-layer models are left out of the envelopes: {', '.join(one_layer)}")
-    other = [group for group in left if group not in one_layer]
-    if other:
-        warnings.add("frontier", "other_batch", f"without a run at the common batch of {batch:.0f}: {', '.join(other)}")
-    if batch is None and sizes:
-        warnings.add(
-            "frontier", "mixed_batches", "the sizes share no batch size; the raw frontier compares each at its own"
-        )
-
-
-def _warn_disagreement(laws: Laws, warnings: Warnings) -> None:
-    """Approaches 1, 2 and 3 estimate one exponent of N against raw compute; their intervals should meet."""
-    found = {}
-    if laws.frontier is not None and "raw" in laws.frontier.fits:
-        found["frontier"] = laws.frontier.fits["raw"]["N"].exponent
-    if laws.isoflop is not None and laws.isoflop.fit is not None:
-        found["isoflop"] = laws.isoflop.fit["a"]
-    if laws.parametric is not None:
-        found["parametric"] = laws.parametric.estimates["a"]
-    known = {name: e for name, e in found.items() if e.low is not None and e.high is not None}
-    names = list(known)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            a, b = known[one], known[other]
-            if a.high < b.low or b.high < a.low:  # type: ignore[operator]
-                warnings.add(
-                    "frontier", "disagreement", f"exponent of N against C: {one} {a.value:.2f} [{a.low:.2f}, {a.high:.2f}] "
-                    f"and {other} {b.value:.2f} [{b.low:.2f}, {b.high:.2f}] disagree"
-                )  # fmt: skip
 
 
 def _meta(table: Table, noise: SeedNoise, tuning: float, replicates: int, seconds: float) -> dict[str, Any]:

@@ -81,9 +81,9 @@ def predict(theta: np.ndarray, params: np.ndarray, tokens: np.ndarray) -> np.nda
 
 
 def readings(runs: Sequence[Run], sizes: Sequence[Size]) -> list[tuple[int, float]]:
-    """(run, ln tokens) of the points to fit: for decayed runs the end; for undecayed curves, of each size at its setting
-    that ends lowest, six log-spaced points of every seed over the last factor of 16 past twice the warm-up. Raw tokens at
-    the frontier's batch, so that approaches 1, 2 and 3 speak of the same compute."""
+    """(run, ln tokens) of the points to fit: for decayed runs the end; for undecayed curves, of each size at its
+    setting that ends lowest, six log-spaced points of every seed over the last factor of 16 past twice the warm-up.
+    Raw tokens at the frontier's batch, so that approaches 1, 2 and 3 speak of the same compute."""
     points: list[tuple[int, float]] = []
     for size in sizes:
         if size.decayed:

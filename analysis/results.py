@@ -28,8 +28,8 @@ class Critical:
 
     crossings: one row a run and target. cells: one row a model, batch and target, over the best rate and the seeds.
     points: one row a model and target, the fitted S_min, E_min, B_crit. law: B_star, alpha_B, slope = -1/alpha_B, and
-    B_crit at `at_loss`; None where fewer than three points are used. rises: whether B_crit rises as the loss falls, "yes",
-    "no" or "undecided" by the interval of the slope. line: the law with its band over the measured losses.
+    B_crit at `at_loss`; None where fewer than three points are used. rises: whether B_crit rises as the loss falls,
+    "yes", "no" or "undecided" by the interval of the slope. line: the law with its band over the measured losses.
     """
 
     crossings: pd.DataFrame
@@ -67,9 +67,9 @@ class Critical:
 class Frontier:
     """Optimal size, batch, steps and loss against compute.
 
-    kinds "raw" (C at a fixed batch) and "adjusted" (C_min). optima: one row a compute value. curves: the smoothed curve of
-    each size. fits[kind][quantity] for N, D, S, B and L. lines: those fits with bands. shares: exponents and growth of N,
-    B and S, which make up the growth of C_min.
+    kinds "raw" (C at a fixed batch) and "adjusted" (C_min). optima: one row a compute value. curves: the smoothed
+    curve of each size. fits[kind][quantity] for N, D, S, B and L. lines: those fits with bands. shares: exponents and
+    growth of N, B and S, which make up the growth of C_min.
     """
 
     batch_tokens: int | None
@@ -97,7 +97,8 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Isoflop:
-    """Loss against size per budget. fit: a, b, N_coefficient, D_coefficient; None for fewer than two interior optima."""
+    """Loss against size per budget. fit: a, b, N_coefficient, D_coefficient; None for fewer than two interior
+    optima."""
 
     points: pd.DataFrame
     optima: pd.DataFrame
@@ -135,7 +136,8 @@ class Parametric:
 
 @dataclass(frozen=True)
 class Surface:
-    """Kaplan's L(N, S_min): N_c, alpha_N, S_c, alpha_S, and the exponent alpha_C_min they imply with alpha_B (Eq. 1.7)."""
+    """Kaplan's L(N, S_min): N_c, alpha_N, S_c, alpha_S, and the exponent alpha_C_min they imply with alpha_B (Eq.
+    1.7)."""
 
     points: pd.DataFrame
     estimates: dict[str, Estimate]

@@ -56,8 +56,8 @@ class Run:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """Standard deviation of ln(loss) between seeds at equal tokens, its correlation length in ln(tokens), the degrees of
-    freedom behind it (0: assumed)."""
+    """Standard deviation of ln(loss) between seeds at equal tokens, its correlation length in ln(tokens), the degrees
+    of freedom behind it (0: assumed)."""
 
     sigma: float
     correlation: float
@@ -70,7 +70,8 @@ def extract(table: Table) -> list[Run]:
     labels = _labels(table.runs)
     runs = []
     for row, label in zip(table.runs.to_dict("records"), labels, strict=True):
-        runs.append(_run(row, label, curves[str(row["run_id"])], table.pooled))
+        fields = {str(key): value for key, value in row.items()}
+        runs.append(_run(fields, label, curves[str(row["run_id"])], table.pooled))
     kept: dict[tuple[object, ...], Run] = {}
     for run in runs:
         # Decayed runs of different lengths are different points of one law; undecayed ones are one curve.
@@ -143,7 +144,8 @@ def _run(row: dict[str, object], label: str, curve: pd.DataFrame, pooled: bool) 
     return Run(
         run_id=str(row["run_id"]),
         group=label,
-        recipe=(*recipe, data),
+        # A decay that was cut short is another recipe than one that was finished.
+        recipe=(*recipe, data, decayed and _number(row["schedule_steps"], 0.0) > _number(row["steps"], math.inf)),
         params=float(row["params"]),  # type: ignore[arg-type]
         batch=batch,
         lr=lr,

@@ -92,7 +92,8 @@ def synthetic_sweep(
 ) -> Table:
     """A sweep as `isoloss collect` would give it, drawn from `truth`.
 
-    cells: (n_layer, d_model) -> batches in sequences. A batch of B tokens runs T·(1 + B/B_crit) tokens with B_crit at the
+    cells: (n_layer, d_model) -> batches in sequences. A batch of B tokens runs T·(1 + B/B_crit) tokens with B_crit at
+    the
         loss that small batches reach, so that all batches reach about the same losses; T is `tokens` at N = 24,576 and
         falls as N^-0.5, so that small sizes are still running at the compute where larger ones overtake them.
     sigma, correlation: standard deviation of ln(loss) between seeds, and its correlation length in ln(tokens).

@@ -1,0 +1,86 @@
+"""Reading and checking the run table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.simulate import synthetic_sweep
+from analysis.table import load, make_table
+from sweep.schema import CURVES_TABLE, RUNS_TABLE, InputError
+
+
+@pytest.fixture
+def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    table = synthetic_sweep(cells={(2, 16): (8, 16)}, tokens=2e5, seeds={})
+    return table.runs.copy(), table.curves.copy()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_sweep_directory_or_file_reads_back_as_it_was(
+    tmp_path: Path, frames: tuple[pd.DataFrame, pd.DataFrame], kind: str
+) -> None:
+    runs, curves = frames
+    if kind == "parquet":
+        runs.to_parquet(tmp_path / RUNS_TABLE)
+        curves.to_parquet(tmp_path / CURVES_TABLE)
+        table = load(tmp_path)
+        pd.testing.assert_frame_equal(load(tmp_path / RUNS_TABLE).runs, table.runs)
+    else:
+        runs.to_csv(tmp_path / "my_runs.csv", index=False)
+        curves.to_csv(tmp_path / "my_curves.csv", index=False)
+        table = load(tmp_path / "my_runs.csv")
+    pd.testing.assert_frame_equal(table.runs, runs)
+    pd.testing.assert_frame_equal(table.curves.sort_values(["run_id", "step"]), curves.sort_values(["run_id", "step"]))
+
+
+def test_only_done_runs_count_and_the_others_are_named(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, curves = frames
+    runs.loc[0, "status"] = "diverged"
+    table = make_table(runs, curves)
+    assert table.dropped == {runs.loc[0, "run_id"]: "diverged"}
+    assert set(table.curves["run_id"]) == set(table.runs["run_id"]) == {runs.loc[1, "run_id"]}
+    runs["status"] = "failed"
+    with pytest.raises(InputError, match="no run is done"):
+        make_table(runs, curves)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0, float("inf")])
+def test_a_loss_that_is_no_positive_number_is_refused_by_name(
+    frames: tuple[pd.DataFrame, pd.DataFrame], value: float
+) -> None:
+    runs, curves = frames
+    curves.loc[3, "test_loss"] = value
+    with pytest.raises(InputError, match=f"run {curves.loc[3, 'run_id']} at step {curves.loc[3, 'step']}"):
+        make_table(runs, curves)
+
+
+def test_different_data_are_pooled_only_when_asked(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, curves = frames
+    runs.loc[0, "data_hash"] = "other"
+    with pytest.raises(InputError, match="different data"):
+        make_table(runs, curves)
+    assert make_table(runs, curves, pool=True).pooled
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path, frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, curves = frames
+    with pytest.raises(InputError, match="lacks the columns params, lr"):
+        make_table(runs.drop(columns=["params", "lr"]), curves)
+    with pytest.raises(InputError, match="the curves lacks the column test_loss"):
+        make_table(runs, curves.drop(columns="test_loss"))
+    with pytest.raises(InputError, match="has no evaluation"):
+        make_table(runs, curves[curves["run_id"] != runs.loc[0, "run_id"]])
+    with pytest.raises(InputError, match="occurs twice"):
+        make_table(pd.concat([runs, runs]), curves)
+    with pytest.raises(InputError, match="does not hold Int64"):
+        make_table(runs.assign(batch_tokens="many"), curves)
+    with pytest.raises(InputError, match="run `isoloss collect"):
+        load(tmp_path)
+    (tmp_path / RUNS_TABLE).write_bytes(b"PAR1 cut off")
+    curves.to_parquet(tmp_path / CURVES_TABLE)
+    with pytest.raises(InputError, match="unreadable") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
