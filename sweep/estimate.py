@@ -12,12 +12,13 @@ from sweep.accounting import count_flops
 from sweep.cache import cache_dir
 from sweep.spec import PlannedRun
 
-# Small models on a CPU are bound by the calls, not by arithmetic, hence a time a pass and layer besides the rate.
-RATE = {"cpu": 40e9, "cuda": 50e12}  # FLOP/s of one thread, of one GPU
-OVERHEAD = {"cpu": 0.5e-3, "cuda": 1.5e-3}  # seconds a forward and backward pass and layer
+# Small models on a CPU are bound by calls and memory, not by arithmetic, hence times a pass and a token too.
+RATE = {"cpu": 50e9, "cuda": 50e12}  # FLOP/s of one thread, of one GPU
+PER_PASS = {"cpu": 0.5e-3, "cuda": 1.5e-3}  # seconds a layer
+PER_TOKEN = {"cpu": 1.3e-6, "cuda": 0.0}  # seconds a layer
 ASSUMPTION = (
-    "assumed: 40 GFLOP/s a CPU thread and 0.5 ms a pass and layer, or 50 TFLOP/s a GPU and 1.5 ms; "
-    "isoloss plan --measure measures"
+    "assumed: 50 GFLOP/s a CPU thread and, for every layer, 0.5 ms a pass and 1.3 us a token, or 50 TFLOP/s a GPU and "
+    "1.5 ms a pass and layer; isoloss plan --measure measures"
 )
 CUDA_MICRO_TOKENS = 65536  # assumed of a GPU, where the trainer takes what fits
 CURVE_DECADES = 2.5  # of tokens that the evaluations span
@@ -63,7 +64,9 @@ def assumed_pass(planned: PlannedRun, device: str) -> float:
     """Seconds of one forward and backward pass by the stated assumption."""
     model = planned.spec.model
     rate = RATE[device] * (planned.execution.threads if device == "cpu" else 1)
-    return OVERHEAD[device] * model.n_layer + count_flops(model).total * passes(planned)[0] * model.n_ctx / rate
+    tokens = passes(planned)[0] * model.n_ctx
+    calls = model.n_layer * (PER_PASS[device] + tokens * PER_TOKEN[device])
+    return calls + count_flops(model).total * tokens / rate
 
 
 def measurement_key(planned: PlannedRun, device: str) -> str:

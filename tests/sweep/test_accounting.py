@@ -1,4 +1,4 @@
-"""Counts against closed forms, against what torch executes, and against the tables of Kaplan et al. and Hoffmann et al."""
+"""Counts against closed forms, against what torch executes, and the tables of Kaplan and Hoffmann et al."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ OPTIONS = [
     for path in sorted(CONFIGS.glob("*/*.yaml"))
     if path.parent.name not in ("experiment", "grid") and path.stem != "common"
 ]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of this machine must not reach a test."""
+    monkeypatch.setenv("ISOLOSS_CACHE", str(tmp_path))
 
 
 def runs_of(experiment: str, *overrides: str) -> list[PlannedRun]:
@@ -85,8 +92,8 @@ def test_quick_holds_enough_sizes_batches_and_seeds() -> None:
 
 
 def test_quick_can_be_trained_in_minutes() -> None:
-    seconds = plan_totals(runs_of("quick"), workers=2)["worker_seconds"]
-    assert seconds < 900
+    seconds = plan_totals(runs_of("quick", "launcher.device=cpu"))["worker_seconds"]
+    assert seconds < 900  # by the stated assumption; eight minutes of two cores are 960
 
 
 def test_lr_scan_goes_around_the_rule_of_quick() -> None:
@@ -100,9 +107,7 @@ def test_lr_scan_goes_around_the_rule_of_quick() -> None:
         factors = sorted(rate / quick[cell] for rate in rates)
         assert min(factors) <= 0.5
         assert max(factors) >= 2
-        assert [b / a for a, b in zip(factors, factors[1:], strict=False)] == pytest.approx(
-            [2] * (len(factors) - 1), rel=1e-4
-        )
+        assert [b / a for a, b in pairwise(factors)] == pytest.approx([2] * (len(factors) - 1), rel=1e-4)
 
 
 def test_kaplan_is_the_paper_s_sweep() -> None:
@@ -124,7 +129,7 @@ def test_critical_batch_is_two_sizes_by_powers_of_two_by_rates() -> None:
     runs = runs_of("critical_batch")
     assert len({run.costs["params"] for run in runs}) == 2
     batches = sorted({run.spec.batch_tokens for run in runs})
-    assert [b / a for a, b in zip(batches, batches[1:], strict=False)] == [2] * (len(batches) - 1)
+    assert [b / a for a, b in pairwise(batches)] == [2] * (len(batches) - 1)
     assert len(batches) >= 7
     cells = Counter((run.costs["params"], run.spec.batch_tokens) for run in runs)
     assert set(cells.values()) == {3}
