@@ -120,6 +120,7 @@ def _about(laws: Laws, table: Table) -> list[tuple[str, str]]:
         ("compute", f"{number(meta['flops_total'])} FLOP = {number(meta['flops_total'] / PF_DAY)} PF-days (6ND)"),
         ("training time", f"{duration(float(meta['wall_s_total']))}, summed over runs"),
         ("seed noise", f"{meta['sigma']:.2%} of the loss (standard deviation, {noise})"),
+        ("tuning scatter", f"{meta['tuning']:.2%} of the steps (standard deviation between cells)"),
         ("convention", "N = attention and MLP matrices, C = 6ND, losses in nats per token"),
     ]
 
@@ -183,10 +184,10 @@ def _critical_table(laws: Laws) -> list[dict[str, str]]:
 def _optima_table(laws: Laws) -> list[dict[str, str]]:
     if laws.frontier is None:
         return []
-    edges = {"interior": "", "smallest": "bound: smallest size", "largest": "bound: largest size"}
+    edges = {"interior": "no minimum inside", "smallest": "bound: smallest size", "largest": "bound: largest size"}
     rows = []
     for point in laws.frontier.optima.to_dict("records"):
-        inside = point["edge"] == "interior"
+        inside = bool(point["used"])
         rows.append(
             {
                 "axis": "C_min" if point["kind"] == "adjusted" else "C",
@@ -196,7 +197,7 @@ def _optima_table(laws: Laws) -> list[dict[str, str]]:
                 "loss": number(point["loss"], 4),
                 "steps": number(point["steps"]),
                 "batch (tokens)": number(point["batch_tokens"]),
-                "note": edges[point["edge"]],
+                "note": "" if inside else edges[point["edge"]],
             }
         )
     return rows

@@ -3,8 +3,8 @@
     from analysis.figures import write_published
     write_published(Path("figures"))      # each figure of the papers, from published constants
 
-A module has `NAME`, `LAW` (the law it shows, as warnings name it), `published()`, `measured(laws)` (None where the sweep
-cannot support the figure) and `draw(data)`. Each figure is written as NAME.png, .svg, .pdf and, with exactly what
+A module has `NAME`, `LAW` (the law it shows, as warnings name it), `published()`, `measured(laws)` (None where the
+sweep cannot support the figure) and `draw(data)`. Each figure is written as NAME.png, .svg, .pdf and, with exactly what
 is drawn, .csv.
 """
 

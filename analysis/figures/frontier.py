@@ -75,10 +75,10 @@ def measured(laws: Laws) -> FigureData | None:
         for group, curve in curves.groupby("group"):
             parts.append(rows(kind, str(group), "line", curve["flops"] / PF_DAY, curve["loss"], value=curve["params"]))
         for role, part in (
-            ("point", optima[optima["edge"] == "interior"]),
-            ("bound", optima[optima["edge"] != "interior"]),
+            ("point", optima[optima["used"]]),
+            ("bound", optima[~optima["used"]]),
         ):
-            label = "envelope" if role == "point" else "envelope, best size at the edge"
+            label = "envelope" if role == "point" else "envelope, not used (edge)"
             parts.append(rows(kind, "envelope", role, part["flops"] / PF_DAY, part["loss"], label=label))
         line = frontier.lines[(frontier.lines["kind"] == kind) & (frontier.lines["quantity"] == "L")]
         fit = frontier.fits.get(kind, {}).get("L")

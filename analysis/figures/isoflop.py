@@ -95,7 +95,7 @@ def measured(laws: Laws) -> FigureData | None:
             log_n = np.linspace(np.log(optimum["fit_low"]), np.log(optimum["fit_high"]), 41)
             curve = optimum["c0"] + optimum["c1"] * log_n + optimum["c2"] * log_n**2
             parts.append(rows("loss", name, "line", np.exp(log_n), curve, value=budget))
-    used = isoflop.optima[isoflop.optima["edge"] == "interior"]
+    used = isoflop.optima[isoflop.optima["used"]]
     budgets, low, high = used["budget"], used["params_low"], used["params_high"]
     parts.append(rows("loss", "minimum", "point", used["params"], used["loss"]))
     parts.append(rows("size", "minimum", "point", budgets, used["params"], low=low, high=high, value=budgets))

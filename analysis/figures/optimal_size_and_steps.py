@@ -79,7 +79,7 @@ def measured(laws: Laws) -> FigureData | None:
         optima = frontier.optima[frontier.optima["kind"] == kind]
         if optima.empty:
             continue
-        inside = optima["edge"] == "interior"
+        inside = optima["used"]
         good, edge = optima[inside], optima[~inside]
         flops = good["flops"] / PF_DAY
         parts += [

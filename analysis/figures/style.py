@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,16 +193,10 @@ def set_log_ticks(axis: Axis, low: float, high: float) -> None:
     if high / low > 60:
         return
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    ticks = np.array([])
-    for steps in (
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 4, 5, 6, 8),
-        np.arange(10, 100, 2) / 10,
-        np.arange(100, 1000, 5) / 100,
-    ):
-        ticks = np.ravel(np.outer(decades, steps))
-        ticks = ticks[(ticks >= low * 0.999) & (ticks <= high * 1.001)]
+    candidates = [np.ravel(np.outer(decades, steps)) for steps in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))]
+    candidates.append(np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)))
+    for ticks in candidates:
+        ticks = ticks[(ticks >= low * (1 - 1e-6)) & (ticks <= high * (1 + 1e-6))]
         if len(ticks) >= 3:
             break
     axis.set_major_locator(FixedLocator(list(ticks)))
@@ -221,7 +215,7 @@ def counts(value: float) -> str:
 def power(value: float) -> str:
     """2.1e-08 -> 2.1×10⁻⁸ in mathtext, short numbers plain."""
     if 0.01 <= abs(value) < 1e4 or value == 0:
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     exponent = int(np.floor(np.log10(abs(value))))
     mantissa = f"{value / 10.0**exponent:.2g}"
     return rf"$10^{{{exponent}}}$" if mantissa == "1" else rf"${mantissa}\times10^{{{exponent}}}$"
