@@ -14,7 +14,8 @@ from sweep import estimate
 from sweep.compose import compose
 from sweep.config import HorizonConfig
 from sweep.measure import measure
-from sweep.plan import duration, plan_one, plan_sweep, plan_table, plan_totals, read_plan, resolve_steps, write_plan
+from sweep.plan import duration, plan_one, plan_sweep, plan_table, plan_totals, read_plan, write_plan
+from sweep.resolve import resolve_steps
 from sweep.schema import PF_DAY, InputError
 from sweep.spec import PlannedRun, RunSpec
 
