@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
@@ -235,13 +237,11 @@ def save(figure: Figure, data: FigureData, out: Path, *, dpi: int = 160) -> list
     with mpl.rc_context(RC):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not once a format
-        paths = []
-        for suffix in FORMATS:
-            path = out / f"{data.name}.{suffix}"
-            # No time stamps: equal data give equal files.
-            metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
-            figure.savefig(path, dpi=dpi, metadata=metadata)
-            paths.append(path)
+        # The canvases' own writers: `savefig` would draw everything twice. No time stamps: equal data give equal files.
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).print_png(out / f"{data.name}.png")
+        FigureCanvasSVG(figure).print_svg(out / f"{data.name}.svg", metadata={"Date": None})
+        FigureCanvasPdf(figure).print_pdf(out / f"{data.name}.pdf", metadata={"CreationDate": None})
     table = out / f"{data.name}.csv"
     data.frame.to_csv(table, index=False)
-    return [*paths, table]
+    return [*(out / f"{data.name}.{suffix}" for suffix in FORMATS), table]
