@@ -76,7 +76,7 @@ def measured(laws: Laws) -> FigureData | None:
             if lines is not None and len(lines):
                 line = lines[(lines["axis"] == axis) & np.isclose(lines["at"], at)]
                 parts.append(rows(axis, f"{axis} {at:.4g}", "line", line["params"], line["loss"], value=at / unit))
-        empty = "" if len(points) else "No two sizes share a slice."
+        empty = "" if len(points) else "Not measured: too few sizes were run at one batch."
         value = "Compute C (PF-days)" if axis == "flops" else "Steps S"
         panels[axis] = Panel(
             title, "N (matrices)", "Test loss (nats per token)", yscale="linear", value=value, legend=None, empty=empty
