@@ -82,7 +82,7 @@ def describe(model: ModelSpec) -> str:
     return f"{model.n_layer}x{model.d_model}"
 
 
-def micro_batch(model: ModelSpec, sequences: int, token_target: int = 4096, memory: float = 2**30) -> int:
+def micro_batch(model: ModelSpec, sequences: int, token_target: int = 2048, memory: float = 2**30) -> int:
     """Sequences of one forward pass on a CPU: the largest divisor of the batch within the token target and the memory.
 
     From the plan alone and never from free memory, so that a resumed run repeats the same additions. `memory` bounds

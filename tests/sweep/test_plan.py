@@ -98,8 +98,9 @@ def test_what_cannot_be_run_is_refused(overrides: list[str], complaint: str) -> 
 
 def test_learning_rates() -> None:
     assert one("optimizer.lr=1.23e-3").optimizer.lr == 1.23e-3
-    scaled = one("model.shape=2x64", "batch_tokens=8192", "optimizer.lr_factor=2", "horizon.steps=50")
-    assert scaled.optimizer.lr == pytest.approx(8e-3 * 2**-0.5 * 2 * 2, rel=1e-5)
+    rule = [f"optimizer.lr_rule.{key}" for key in ("lr=8e-3", "width_power=-1", "batch_power=0.5")]
+    scaled = one("model.shape=2x64", "batch_tokens=8192", "optimizer.lr_factor=2", "horizon.steps=50", *rule)
+    assert scaled.optimizer.lr == pytest.approx(8e-3 * 2**-1 * 2 * 2, rel=1e-5)
     assert scaled.optimizer.lr == float(f"{scaled.optimizer.lr:.5e}")
     assert one("optimizer.lr_rule.name=kaplan").optimizer.lr == pytest.approx(1.829e-3, rel=1e-3)
 
@@ -164,7 +165,7 @@ def test_micro_batch_comes_from_the_plan_on_a_cpu_and_from_the_trainer_on_a_gpu(
     def planned(*overrides: str) -> PlannedRun:
         return plan_one(compose("train", ["batch_tokens=16384", "horizon.steps=50", *overrides]))
 
-    assert planned("launcher.device=cpu").execution.micro_batch == 32
+    assert planned("launcher.device=cpu").execution.micro_batch == 16
     assert planned("launcher.device=cuda").execution.micro_batch is None
     assert planned("launcher.device=cuda", "execution.micro_batch=64").execution.micro_batch == 64
 
