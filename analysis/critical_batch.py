@@ -217,21 +217,25 @@ def tuning_scatter(runs: Sequence[Run], sigma: float) -> float:
             continue
         ln_steps = found.ln_steps[members].T
         fits = fit_tradeoffs(np.array([cells[m].batch for m in members]), ln_steps)
-        seeds = np.array([_seed_variance(runs, cells[m], ln_steps[:, k], found.seeds[m], sigma)
-                          for k, m in enumerate(members)]).T  # fmt: skip
+        seeds = seed_variance(runs, [cells[m] for m in members], ln_steps, found.seeds[members], sigma)
         for t in np.flatnonzero(fits.bracketed):
             own = int(fits.batches[t]) - 2
-            total += own * (fits.variance[t] - float(np.nanmean(seeds[t])))
+            total += own * (fits.variance[t] - float(seeds[t]))
             freedom += own
     return float(np.sqrt(max(total / freedom, 0.0))) if freedom else 0.0
 
 
-def _seed_variance(
-    runs: Sequence[Run], cell: Cell, ln_steps: np.ndarray, seeds: np.ndarray, sigma: float
+def seed_variance(
+    runs: Sequence[Run], cells: Sequence[Cell], ln_steps: np.ndarray, seeds: np.ndarray, sigma: float
 ) -> np.ndarray:
-    """Variance of ln S [targets] that noise in ln(loss) gives through the slope of the curve."""
-    slope = runs[cell.settings[0][1][0]].curve.slope(ln_steps + np.log(cell.batch))
-    return sigma**2 / np.minimum(slope, -1e-3) ** 2 / np.maximum(seeds, 1)
+    """Variance of ln S that noise `sigma` of ln(loss) gives through the slope of the curves: the mean over the cells
+    that reached each target [targets]; nan where none did. ln_steps: [targets, cells]. seeds: [cells, targets]."""
+    total, count = np.zeros(len(ln_steps)), np.zeros(len(ln_steps))
+    for k, cell in enumerate(cells):
+        slope = runs[cell.settings[0][1][0]].curve.slope(ln_steps[:, k] + np.log(cell.batch))
+        own = sigma**2 / np.minimum(slope, -1e-3) ** 2 / np.maximum(seeds[k], 1)
+        total, count = total + np.nan_to_num(own), count + np.isfinite(own)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def fit_law(ln_loss: np.ndarray, ln_b: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -33,11 +33,13 @@ class _Group:
         return values.reshape(*self.shape, *values.shape[1:])
 
 
-def derive_critical(samples: Sequence[Sequence[Run]], warnings: Warnings) -> tuple[Critical, np.ndarray | None]:
+def derive_critical(
+    samples: Sequence[Sequence[Run]], sigma: float, warnings: Warnings
+) -> tuple[Critical, np.ndarray | None]:
     """The section and the law [samples, 2] (intercept, slope of ln B_crit against ln L), None where there is none.
 
-    samples: the runs and their simulated replicates, undecayed, of one recipe. Raises InputError where no model has
-    three batch sizes.
+    samples: the runs and their simulated replicates, undecayed, of one recipe. sigma: seed noise of ln(loss). Raises
+    InputError where no model has three batch sizes.
     """
     runs = samples[0]
     cells = cb.make_cells(runs)
@@ -45,7 +47,7 @@ def derive_critical(samples: Sequence[Sequence[Run]], warnings: Warnings) -> tup
     found = [cb.steps_to(sample, cells, targets) for sample in samples]
     ln_steps = np.array([steps.ln_steps for steps in found])
     groups = [
-        _fit_group(name, members, cells, ln_steps)
+        _fit_group(name, members, runs, cells, ln_steps, found[0].seeds[members], sigma)
         for name, members in cb.by_group(cells)
         if len(members) >= cb.LEAST_BATCHES
     ]
@@ -102,23 +104,25 @@ def law_line(law: np.ndarray, low: float, high: float) -> pd.DataFrame:
     return pd.DataFrame({"loss": loss, "B_crit": values[0], "low": below, "high": above})
 
 
-def _fit_group(name: str, members: list[int], cells: Sequence[cb.Cell], ln_steps: np.ndarray) -> _Group:
-    """Fits of all samples."""
+def _fit_group(
+    name: str,
+    members: list[int],
+    runs: Sequence[Run],
+    cells: Sequence[cb.Cell],
+    ln_steps: np.ndarray,
+    counts: np.ndarray,
+    sigma: float,
+) -> _Group:
+    """Fits of all samples. ln_steps: [samples, cells, targets]. counts: seeds averaged [members, targets]."""
     batches = np.array([cells[m].batch for m in members])
     mine = ln_steps[:, members].transpose(0, 2, 1)  # [samples, targets, batches]
     first = cb.fit_tradeoffs(batches, mine[0])
-    seeds = np.zeros(len(first.ln_s))
-    if len(mine) > 2:
-        spread = np.where(np.isfinite(mine[1:]).sum(axis=0) > 2, np.nanvar(np.nan_to_num(mine[1:]), axis=0), np.nan)
-        valid = np.isfinite(mine[1:]).all(axis=0)
-        spread = np.where(valid & np.isfinite(mine[0]), spread, np.nan)
-        count = np.isfinite(spread).sum(axis=1)
-        seeds = np.where(count > 0, np.nansum(spread, axis=1) / np.maximum(count, 1), 0.0)
+    seeds = cb.seed_variance(runs, [cells[m] for m in members], mine[0], counts, sigma)
     freedom = np.where(first.bracketed, first.batches - 2, 0)
     pooled = float((np.nan_to_num(first.variance) * freedom).sum() / max(1, freedom.sum()))
     fits = cb.fit_tradeoffs(batches, mine.reshape(-1, len(batches)))
     # One target leaves few degrees of freedom: its own residual variance is averaged with that of all of them.
-    variance = np.maximum((np.nan_to_num(first.variance) + pooled) / 2, seeds)
+    variance = np.maximum((np.nan_to_num(first.variance) + pooled) / 2, np.nan_to_num(seeds))
     return _Group(name, members, fits, mine.shape[:2], variance)
 
 
@@ -148,8 +152,9 @@ def _points(group: _Group, cells: Sequence[cb.Cell], targets: np.ndarray) -> pd.
     for name, values in ln.items():
         frame[name] = np.exp(values)
         frame[f"{name}_se"] = np.exp(values) * se[name]
-    frame["B_crit_low"] = np.exp(ln["B_crit"] - _Z * se["B_crit"])
-    frame["B_crit_high"] = np.exp(ln["B_crit"] + _Z * se["B_crit"])
+    with np.errstate(over="ignore"):  # an undetermined B_crit has no upper end
+        frame["B_crit_low"] = np.exp(ln["B_crit"] - _Z * se["B_crit"])
+        frame["B_crit_high"] = np.exp(ln["B_crit"] + _Z * se["B_crit"])
     frame["batches"] = fits.batches[:number].astype(int)
     frame["used"] = fits.bracketed[:number]
     known = np.where(np.isfinite(frame["B_crit"]), frame["B_crit"], 0.0)

@@ -136,9 +136,9 @@ def _optima_frame(
     batch: float | None,
 ) -> pd.DataFrame:
     best = optima[0]
-    ln_size = np.log([size.params for size in sizes])
+    sizes_at = np.array([size.params for size in sizes])[best.index]
     envelope = values[best.index, np.arange(len(grid))]
-    ln_n = np.where(best.used, best.ln_n, ln_size[best.index])
+    ln_n = np.where(best.used, best.ln_n, np.log(sizes_at))
     ln_l = np.where(best.used, best.value, envelope)
     logs = fr.quantities(grid, ln_n, ln_l, batch, law)
     low, high = band(np.array([o.ln_n for o in optima]))
@@ -147,7 +147,7 @@ def _optima_frame(
     first = np.argmax(np.isfinite(values), axis=0)
     frame = pd.DataFrame({"kind": kind, "flops": np.exp(grid), "params": np.exp(best.ln_n)})
     frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
-    frame["params_run"], frame["run_id"], frame["loss"] = np.exp(ln_size)[best.index], run_ids, np.exp(envelope)
+    frame["params_run"], frame["run_id"], frame["loss"] = sizes_at, run_ids, np.exp(envelope)
     frame["steps"], frame["tokens"], frame["batch_tokens"] = np.exp(logs["S"]), np.exp(logs["D"]), np.exp(logs["B"])
     frame["edge"] = np.where(best.interior, "interior", np.where(best.index == first, "smallest", "largest"))
     frame["used"] = best.used

@@ -167,7 +167,10 @@ def compute_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]], per_decade: in
         raise InputError(f"frontier: {len(ranges)} model sizes have curves to compare; give at least {LEAST_SIZES}")
     low, high = sorted(r[0] for r in ranges)[2], sorted(r[1] for r in ranges)[-3]
     step = math.log(10) / per_decade
-    return np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+    grid = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+    if not len(grid):
+        raise InputError("frontier: no range of compute is covered by three model sizes; train the small ones longer")
+    return grid
 
 
 def read_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:

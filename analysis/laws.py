@@ -49,7 +49,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     open_samples = bootstrap.simulate(undecayed, noise, tuning, replicates, rng)
     closed_samples = bootstrap.simulate(decayed, noise, tuning, replicates, rng)
 
-    first = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, warnings))
+    first = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, noise.sigma, warnings))
     critical, law = first or (None, None)
     batch = frontier.choose_batch(undecayed)
     sizes = frontier.make_sizes(undecayed, batch)
@@ -59,12 +59,12 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     use_open = len(sizes) >= frontier.LEAST_SIZES or len(closed_sizes) < len(sizes)
     chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
     edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, batch if use_open else None, law, warnings))
-    if len(isoflop.decayed_budgets(decayed)) >= 2:
+    if not undecayed or len(isoflop.decayed_budgets(decayed)) >= 2:
         flat = _try(warnings, "isoflop", lambda: derive_isoflop_decayed(closed_samples, warnings))
     else:
         flat = _try(warnings, "isoflop", lambda: derive_isoflop(open_samples, sizes, warnings))
     ended = len(decayed) >= parametric.LEAST_POINTS and len(closed_sizes) >= parametric.LEAST_SIZES
-    points = (closed_samples, closed_sizes) if ended else (open_samples, sizes)
+    points = (closed_samples, closed_sizes) if ended or not undecayed else (open_samples, sizes)
     third = _try(warnings, "parametric", lambda: derive_parametric(*points, warnings, device))
     surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, flat, warnings)
     result = Laws(

@@ -172,8 +172,7 @@ def _labels(runs: pd.DataFrame) -> list[str]:
     if not {"n_layer", "d_model"} <= set(names):
         return [f"N={int(params)}" for params in runs["params"]]
     short = {shape: f"{shape[names.index('n_layer')]}x{shape[names.index('d_model')]}" for shape in set(shapes)}
-    if len(set(short.values())) < len(short):
-        varied = [i for i, _ in enumerate(names) if len({shape[i] for shape in short}) > 1]
-        varied = [i for i in varied if names[i] not in ("n_layer", "d_model")]
-        short = {s: " ".join([text, *(f"{names[i]}={s[i]}" for i in varied)]) for s, text in short.items()}
+    twins = [(one, other) for one in short for other in short if short[one] == short[other]]
+    varied = [i for i in range(len(names)) if any(one[i] != other[i] for one, other in twins)]
+    short = {s: " ".join([text, *(f"{names[i]}={s[i]}" for i in varied)]) for s, text in short.items()}
     return [short[shape] for shape in shapes]

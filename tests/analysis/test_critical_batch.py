@@ -1,0 +1,199 @@
+"""The critical batch: planted trade-offs, crossings and the law over losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from analysis import critical_batch as cb
+from analysis.bootstrap import simulate
+from analysis.derive_critical import derive_critical, law_estimates
+from analysis.results import Critical, Warnings
+from analysis.runs import SeedNoise, extract
+from analysis.simulate import Truth, synthetic_sweep
+from sweep.schema import InputError
+
+TRUTH = Truth()
+BATCHES = np.array([256.0, 512, 1024, 2048, 4096, 8192, 16384])
+
+
+def derive(table: object, replicates: int = 0, sigma: float = 0.004) -> tuple[Critical, np.ndarray | None, Warnings]:
+    warnings = Warnings()
+    runs = extract(table)  # type: ignore[arg-type]
+    samples = simulate(runs, SeedNoise(sigma, 1.0, 0), 0.0, replicates, np.random.default_rng(0))
+    return *derive_critical(samples, sigma, warnings), warnings
+
+
+def test_planted_tradeoff_comes_back_exactly() -> None:
+    found = cb.critical_batch(BATCHES, 150 + 7.5e5 / BATCHES)
+    assert found["S_min"].value == pytest.approx(150, rel=1e-8)
+    assert found["E_min"].value == pytest.approx(7.5e5, rel=1e-8)
+    assert found["B_crit"].value == pytest.approx(5000, rel=1e-8)
+
+
+def test_fit_and_errors_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    steps = (150 + 7.5e5 / BATCHES) * np.exp(0.05 * rng.normal(size=7))
+    found = cb.critical_batch(BATCHES, steps)
+    best = least_squares(
+        lambda t: np.logaddexp(t[0], t[1] - np.log(BATCHES)) - np.log(steps), np.log([100, 1e6]), xtol=1e-15, ftol=1e-15
+    )
+    covariance = np.linalg.inv(best.jac.T @ best.jac) * 2 * best.cost / 5
+    assert np.log([found["S_min"].value, found["E_min"].value]) == pytest.approx(best.x, rel=1e-7)
+    for name, variance in {
+        "S_min": covariance[0, 0],
+        "E_min": covariance[1, 1],
+        "B_crit": covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1],
+    }.items():
+        assert found[name].se == pytest.approx(found[name].value * np.sqrt(variance), rel=1e-4)
+
+
+def test_bracketing_and_missing_batches() -> None:
+    steps = np.log([150 + 7.5e5 / BATCHES, 150 + 1.5e4 / BATCHES, 150 + 7.5e6 / BATCHES, 150 + 7.5e5 / BATCHES])
+    steps[3, 2:] = np.nan
+    found = cb.fit_tradeoffs(BATCHES, steps)
+    assert found.bracketed.tolist() == [True, False, False, False]
+    assert found.batches.tolist() == [7, 7, 7, 2]
+    assert np.isnan(found.ln_s[3])
+    np.testing.assert_allclose(np.exp(found.ln_b[:3]), [5000, 100, 50000], rtol=1e-6)
+    # A batch that did not reach the target does not take part, and B_crit must lie among the others.
+    steps[0, :5] = np.nan
+    assert not cb.fit_tradeoffs(BATCHES, steps).bracketed[0]
+
+
+def test_parameters_stay_positive_where_the_line_would_not() -> None:
+    """Steps that fall faster than 1/B: the linear intercept is negative, S_min is not."""
+    found = cb.critical_batch(BATCHES, 1e6 / BATCHES**1.1)
+    assert found["S_min"].value >= 0
+    assert found["E_min"].value > 0
+
+
+def test_unusable_input_is_refused() -> None:
+    with pytest.raises(InputError, match="2 batch sizes"):
+        cb.critical_batch(np.array([256.0, 512, 512]), np.array([900.0, 500, 510]))
+    with pytest.raises(InputError, match="positive"):
+        cb.critical_batch(BATCHES, np.r_[np.nan, np.ones(6)])
+    one_batch = synthetic_sweep(cells={(2, 16): (8, 16)}, tokens=3e5, seeds={})
+    with pytest.raises(InputError, match="3 or more batch sizes"):
+        derive(one_batch)
+
+
+@pytest.fixture(scope="module")
+def noiseless() -> Critical:
+    section, law, _ = derive(synthetic_sweep(sigma=0.0, tokens=3e6))
+    assert law is not None
+    return section
+
+
+def test_planted_laws_come_back_from_noiseless_curves(noiseless: Critical) -> None:
+    points = noiseless.points[noiseless.points["used"]]
+    assert len(points) >= 20
+    expected = [float(TRUTH.S_min(n, loss)) for n, loss in zip(points["params"], points["target_loss"], strict=True)]
+    np.testing.assert_allclose(points["S_min"], expected, rtol=0.01)
+    np.testing.assert_allclose(points["B_crit"], TRUTH.B_crit(points["target_loss"].to_numpy()), rtol=0.01)
+    np.testing.assert_allclose(points["E_min"], points["B_crit"] * points["S_min"], rtol=1e-9)
+    assert noiseless.law is not None
+    assert noiseless.law["B_star"].value == pytest.approx(TRUTH.B_star, rel=0.01)
+    assert noiseless.law["alpha_B"].value == pytest.approx(TRUTH.alpha_B, rel=0.003)
+    assert noiseless.law["B_crit"].value == pytest.approx(float(TRUTH.B_crit(noiseless.at_loss or 0)), rel=0.01)
+    assert points["target_loss"].min() <= (noiseless.at_loss or 0) <= points["target_loss"].max()
+
+
+def test_points_that_do_not_count_say_why(noiseless: Critical) -> None:
+    left = noiseless.points[~noiseless.points["used"]]
+    assert len(left) > 0
+    assert (left["reason"] != "").all()
+    assert (noiseless.points[noiseless.points["used"]]["reason"] == "").all()
+
+
+def test_unreached_cells_are_lower_bounds(noiseless: Critical) -> None:
+    cells = noiseless.cells
+    censored = cells[cells["censored"]]
+    assert len(censored) > 0
+    assert not censored["used"].any()
+    for row in censored.itertuples():
+        assert row.steps < float(TRUTH.S_min(row.params, row.target_loss)) * (
+            1 + float(TRUTH.B_crit(row.target_loss)) / row.batch_tokens
+        ) or np.isnan(TRUTH.S_min(row.params, row.target_loss))
+    crossings = noiseless.crossings[~noiseless.crossings["censored"] & ~noiseless.crossings["warmup"]]
+    np.testing.assert_allclose(crossings["tokens"], crossings["steps"] * crossings["batch_tokens"])
+
+
+def test_noise_and_its_errors() -> None:
+    """With 0.4% seed noise the fits stay within their standard errors, and the law within its interval."""
+    section, _, _ = derive(synthetic_sweep(tokens=3e6, seed=3), replicates=60)
+    points = section.points[section.points["used"]]
+    z = (
+        np.log(points["B_crit"] / TRUTH.B_crit(points["target_loss"].to_numpy()))
+        * points["B_crit"]
+        / points["B_crit_se"]
+    )
+    assert 0.3 < np.sqrt((z**2).mean()) < 1.8
+    assert (points["B_crit_low"] < points["B_crit"]).all()
+    assert section.law is not None
+    low, high = section.law["slope"].low, section.law["slope"].high
+    assert low is not None
+    assert high is not None
+    assert low < -1 / TRUTH.alpha_B + 0.5
+    assert high > -1 / TRUTH.alpha_B - 0.5
+    assert section.rises == "yes"
+
+
+def test_best_rate_is_taken_per_target_and_its_edge_flagged() -> None:
+    cells = {(2, 16): (2, 8, 32, 128)}
+    inner = synthetic_sweep(cells=cells, tokens=1e6, sigma=0, lr_factors=(0.5, 1, 2), seeds={})
+    section, _, warnings = derive(inner)
+    used = section.cells[section.cells["used"]]
+    assert not used["lr_at_edge"].any()
+    np.testing.assert_allclose(used["lr"], 3e-3 * np.sqrt(used["batch_tokens"] / 128))
+    one, _, _ = derive(synthetic_sweep(cells=cells, tokens=1e6, sigma=0, seeds={}))
+    both = used.merge(one.cells, on=["group", "batch_tokens", "target_loss"])
+    np.testing.assert_allclose(both["steps_x"], both["steps_y"], rtol=0.01)
+    assert not one.cells["lr_at_edge"].any()  # an axis of one rate is a rule, not an edge
+    outer, _, warnings = derive(synthetic_sweep(cells=cells, tokens=1e6, sigma=0, lr_factors=(1, 2, 4), seeds={}))
+    assert outer.cells[outer.cells["used"]]["lr_at_edge"].all()
+    assert {w["code"] for w in warnings} >= {"lr_at_edge"}
+
+
+def test_a_seed_that_fails_farther_on_censors_the_cell() -> None:
+    """Two seeds, one of which never gets to the target although it ran longer than the other needed."""
+    table = synthetic_sweep(cells={(2, 16): (2, 8, 32)}, tokens=1e6, sigma=0, seeds={(2, 16, 8): 2})
+    slow = table.curves["run_id"] == "2x16-8-1-1"
+    table.curves.loc[slow, "test_loss"] = table.curves.loc[slow, "test_loss"].clip(lower=2.5)
+    runs = extract(table)
+    cells = cb.make_cells(runs)
+    steps = cb.steps_to(runs, cells, np.array([2.7, 2.4]))
+    middle = [cell.batch for cell in cells].index(1024)
+    assert steps.seeds[middle].tolist() == [2, 0]
+    assert np.isfinite(steps.ln_steps[middle, 0])
+    assert np.isnan(steps.ln_steps[middle, 1])
+
+
+def test_crossings_inside_the_warmup_do_not_count() -> None:
+    table = synthetic_sweep(cells={(2, 16): (2, 8, 32)}, tokens=1e6, sigma=0, seeds={})
+    table.runs["warmup_tokens"] = 60.0 * table.runs["batch_tokens"]
+    runs = extract(table)
+    cells = cb.make_cells(runs)
+    steps = cb.steps_to(runs, cells, np.array([3.5, 2.4]))
+    assert steps.warmup[cells.index(next(c for c in cells if c.batch == 4096))].tolist() == [True, False]
+    assert np.isnan(steps.ln_steps[steps.warmup]).all()
+    assert cb.choose_targets(runs, cells).max() < 3.5
+
+
+def test_interval_of_alpha_is_open_where_the_slope_may_vanish() -> None:
+    slopes = np.array([-2.0, *np.linspace(-5, 1, 101)])
+    found = law_estimates(np.column_stack([np.full(102, 10.0), slopes]), 2.0)
+    assert found["alpha_B"].value == pytest.approx(0.5)
+    assert found["alpha_B"].low == pytest.approx(1 / 4.7)
+    assert found["alpha_B"].high is None
+
+
+def test_tuning_scatter_is_found_again() -> None:
+    found = [
+        cb.tuning_scatter(extract(synthetic_sweep(tuning=tuning, seed=k, tokens=2e6)), 0.004)
+        for tuning in (0.0, 0.1)
+        for k in range(5)
+    ]
+    assert np.sqrt(np.mean(np.square(found[:5]))) < 0.035
+    assert np.sqrt(np.mean(np.square(found[5:]))) == pytest.approx(0.1, rel=0.3)

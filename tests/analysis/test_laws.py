@@ -1,0 +1,169 @@
+"""The whole chain on synthetic sweeps: planted laws inside their intervals, every warning, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis.bootstrap import Estimate
+from analysis.laws import derive
+from analysis.results import Laws
+from analysis.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
+from analysis.table import Table, make_table
+
+TRUTH = Truth()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return synthetic_sweep(tokens=4e6, seed=5, points_per_decade=6)
+
+
+@pytest.fixture(scope="module")
+def laws(table: Table) -> Laws:
+    return derive(table, replicates=60, seed=1)
+
+
+def codes(laws: Laws) -> set[str]:
+    return {w["code"] for w in laws.warnings}
+
+
+def assert_near(found: Estimate, truth: float) -> None:
+    """The interval exists, and the truth lies within it or less than its width outside."""
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value + 1e-12
+    width = found.high - found.low
+    assert found.low - width / 2 < truth < found.high + width / 2
+
+
+def test_every_planted_law_is_near_its_interval(laws: Laws) -> None:
+    assert laws.critical is not None
+    assert laws.critical.law is not None
+    assert laws.critical.rises == "yes"
+    assert_near(laws.critical.law["alpha_B"], TRUTH.alpha_B)
+    assert_near(laws.critical.law["B_crit"], float(TRUTH.B_crit(laws.critical.at_loss or 0)))
+    assert laws.frontier is not None
+    for name, value in {**TRUTH.exponents, "L": -TRUTH.alpha_C_min}.items():
+        assert_near(laws.frontier.fits["adjusted"][name].exponent, value)
+    assert laws.surface is not None
+    assert_near(laws.surface.estimates["alpha_N"], TRUTH.alpha_N)
+    assert_near(laws.surface.estimates["alpha_S"], TRUTH.alpha_S)
+    assert_near(laws.surface.estimates["alpha_C_min"], TRUTH.alpha_C_min)
+
+
+def test_adjusted_points_follow_the_batch_equations(laws: Laws, table: Table) -> None:
+    frame = laws.adjusted
+    assert len(frame) == len(table.curves)
+    np.testing.assert_allclose(frame["steps_min"] * (1 + frame["B_crit"] / frame["batch_tokens"]), frame["step"])
+    np.testing.assert_allclose(6 * frame["params"] * frame["B_crit"] * frame["steps_min"], frame["flops_min"])
+    np.testing.assert_allclose(frame["tokens_min"] * 6 * frame["params"], frame["flops_min"])
+    inside = frame[~frame["extrapolated"]]
+    np.testing.assert_allclose(inside["B_crit"], TRUTH.B_crit(inside["loss"].to_numpy()), rtol=0.15)
+    # One S_min at one size and loss, whatever the batch.
+    swept = inside[(inside["params"] == 24576) & (inside["loss"].between(2.2, 2.6))]
+    expected = np.array([float(TRUTH.S_min(24576, loss)) for loss in swept["loss"]])
+    np.testing.assert_allclose(swept["steps_min"], expected, rtol=0.2)
+
+
+def test_json_is_plain_complete_and_repeats(laws: Laws, table: Table) -> None:
+    text = json.dumps(laws.to_json(), allow_nan=False)
+    data = json.loads(text)
+    assert set(data["laws"]) == {"critical-batch", "frontier", "isoflop", "parametric", "kaplan"}
+    for name in ("critical-batch", "isoflop", "parametric", "kaplan"):
+        for estimate in data["laws"][name]["estimates"].values():
+            assert set(estimate) == {"value", "se", "low", "high"}
+    assert set(data["laws"]["frontier"]["kinds"]["adjusted"]["estimates"]) == {
+        "a",
+        "b",
+        "N_coefficient",
+        "D_coefficient",
+    }
+    assert data["meta"]["runs"] == len(table.runs)
+    assert data["meta"]["flops_total"] == pytest.approx(float(table.runs["flops"].sum()))
+    again = derive(table, replicates=3, seed=1).to_json()
+    once_more = derive(table, replicates=3, seed=1).to_json()
+    for result in (again, once_more):
+        result["meta"].pop("seconds")
+    assert json.dumps(again) == json.dumps(once_more)
+
+
+def test_without_replicates_there_are_values_and_no_intervals(table: Table, laws: Laws) -> None:
+    quick = derive(table, replicates=0)
+    assert quick.frontier is not None
+    assert laws.frontier is not None
+    one, other = quick.frontier.fits["adjusted"]["N"].exponent, laws.frontier.fits["adjusted"]["N"].exponent
+    assert one.value == other.value
+    assert (one.se, one.low, one.high) == (None, None, None)
+
+
+def test_a_law_that_cannot_be_derived_is_skipped_with_the_reason() -> None:
+    laws = derive(synthetic_sweep(cells={(2, 16): (8, 16)}, seeds={}, tokens=3e5), replicates=2)
+    assert (laws.critical, laws.frontier, laws.isoflop, laws.parametric, laws.surface) == (None,) * 5
+    skipped = {w["law"]: w["message"] for w in laws.warnings if w["code"] == "skipped"}
+    assert set(skipped) == {"critical-batch", "frontier", "isoflop", "parametric"}
+    assert "3 or more batch sizes" in skipped["critical-batch"]
+    assert laws.adjusted["B_crit"].isna().all()
+    json.dumps(laws.to_json(), allow_nan=False)
+
+
+def pooled(tables: Sequence[Table], **changes: object) -> Table:
+    runs = pd.concat([t.runs for t in tables]).assign(data_hash="same", **changes)
+    return make_table(runs, pd.concat([t.curves for t in tables]))
+
+
+def test_decayed_and_undecayed_runs_are_never_mixed() -> None:
+    open_runs = synthetic_sweep(tokens=1e6, sigma=0, seeds={}, points_per_decade=6)
+    closed = decayed_sweep(np.geomspace(1e10, 1e12, 4))
+    laws = derive(pooled([open_runs, closed]), replicates=0)
+    assert "mixed_schedules" in codes(laws)
+    assert laws.parametric is not None
+    assert laws.parametric.kind == "decayed"
+    assert laws.parametric.estimates["alpha"].value == pytest.approx(0.35, rel=1e-3)
+    assert set(laws.parametric.points["run_id"]) == set(closed.runs["run_id"])
+    assert laws.isoflop is not None
+    assert laws.isoflop.kind == "decayed"
+    assert set(laws.adjusted["run_id"]) == set(open_runs.runs["run_id"])
+
+
+def test_warnings_of_a_table() -> None:
+    cells = {(1, 16): (16,), **SMALL_SWEEP, (2, 20): (4,)}
+    table = synthetic_sweep(cells=cells, tokens=5e5, seeds={}, points_per_decade=5)
+    runs = table.runs.assign(epochs=5.0)
+    runs.loc[runs["run_id"] == "3x64-16-1-0", "status"] = "diverged"
+    other = runs.tail(1).assign(run_id="other", weight_decay=0.1, status="done")
+    curves = pd.concat([table.curves, table.curves[table.curves["run_id"] == "2x20-4-1-0"].assign(run_id="other")])
+    laws = derive(make_table(pd.concat([runs, other]), curves), replicates=0)
+    expected = {"no_seeds", "many_epochs", "not_done", "several_recipes", "one_layer", "other_batch", "optimum_at_edge"}
+    assert codes(laws) >= expected
+    assert laws.meta["runs_dropped"] == {"3x64-16-1-0": "diverged"}
+    assert laws.meta["sigma_source"] == "assumed"
+
+
+def test_batches_that_do_not_bracket_b_crit_give_no_law() -> None:
+    """Only batches far above B_crit: S hardly depends on them."""
+    cells = {shape: (512, 1024, 2048) if shape == (2, 16) else (512,) for shape in SMALL_SWEEP}
+    laws = derive(synthetic_sweep(cells=cells, tokens=2e5, sigma=0, seeds={}), replicates=0)
+    assert laws.critical is not None
+    assert laws.critical.law is None
+    assert {"not_bracketed", "no_law"} <= codes(laws)
+    assert laws.surface is None
+    assert laws.frontier is None or set(laws.frontier.fits) <= {"raw"}
+
+
+def test_approaches_that_disagree_are_reported() -> None:
+    """Undecayed runs of one law, decayed runs of another: raw frontier 0.7, isoflop and parametric 0.53."""
+    open_runs = synthetic_sweep(tokens=4e6, sigma=5e-4, points_per_decade=6)
+    closed = decayed_sweep(np.geomspace(1e10, 1e12, 5), sigma=5e-4)
+    laws = derive(pooled([open_runs, closed]), replicates=20)
+    assert "disagreement" in codes(laws)

@@ -1,0 +1,65 @@
+"""Groups, recipes and seed noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.runs import ASSUMED_SIGMA, extract, main_recipe, seed_noise
+from analysis.simulate import synthetic_sweep
+from analysis.table import Table, make_table
+
+SEEDS = {(2, 16, 16): 3, (2, 32, 16): 3}
+CELLS = {(2, 16): (8, 16), (2, 32): (16,)}
+
+
+def test_seed_noise_is_found_again() -> None:
+    found = [
+        seed_noise(extract(synthetic_sweep(cells=CELLS, seeds=SEEDS, tokens=1e6, sigma=0.01, correlation=0.7, seed=k)))
+        for k in range(30)
+    ]
+    assert all(noise.freedom == 4 for noise in found)
+    assert math.sqrt(np.mean([noise.sigma**2 for noise in found])) == pytest.approx(0.01, rel=0.2)
+    assert np.median([noise.correlation for noise in found]) == pytest.approx(0.7, rel=0.5)
+
+
+def test_without_repeats_the_noise_is_assumed_and_says_so() -> None:
+    noise = seed_noise(extract(synthetic_sweep(cells=CELLS, seeds={}, tokens=1e6)))
+    assert (noise.sigma, noise.freedom) == (ASSUMED_SIGMA, 0)
+
+
+def with_more(table: Table, suffix: str = "b", **changes: object) -> Table:
+    """The table with a second copy of its runs in which some columns differ."""
+    runs = table.runs.assign(run_id=table.runs["run_id"] + suffix, **changes)
+    curves = table.curves.assign(run_id=table.curves["run_id"] + suffix)
+    return make_table(pd.concat([table.runs, runs]), pd.concat([table.curves, curves]))
+
+
+def test_other_recipes_and_decayed_runs_are_kept_apart() -> None:
+    table = synthetic_sweep(cells=CELLS, seeds={}, tokens=5e5)
+    for changes in ({"weight_decay": 0.1}, {"optimizer": "adafactor"}, {"weight_average": 0.0}, {"precision": "bf16"}):
+        chosen, others = main_recipe(extract(with_more(table, **changes)))
+        assert (len(chosen), len(others)) == (3, 1)
+    runs = extract(with_more(table, schedule="cosine"))
+    assert sum(run.decayed for run in runs) == 3
+    cut = with_more(with_more(table, schedule="cosine"), "c", schedule="cosine", schedule_steps=10**9)
+    assert len({run.recipe for run in extract(cut) if run.decayed}) == 2
+
+
+def test_of_two_lengths_of_one_run_the_longer_counts() -> None:
+    table = synthetic_sweep(cells={(2, 16): (16,)}, seeds={}, tokens=1e6)
+    short = table.curves["tokens"] < 5e5
+    runs = table.runs.assign(run_id="short", steps=100)
+    curves = table.curves[short].assign(run_id="short")
+    kept = extract(make_table(pd.concat([runs, table.runs]), pd.concat([curves, table.curves])))
+    assert [run.run_id for run in kept] == list(table.runs["run_id"])
+
+
+def test_labels_are_short_and_tell_shapes_apart() -> None:
+    table = synthetic_sweep(cells=CELLS, seeds={}, tokens=5e5)
+    assert {run.group for run in extract(table)} == {"2x16", "2x32"}
+    labels = {run.group for run in extract(with_more(table, family="llama", n_ctx=256))}
+    assert labels == {f"2x{d} family={f} n_ctx={n}" for d in (16, 32) for f, n in (("gpt2", 128), ("llama", 256))}
