@@ -58,11 +58,15 @@ def measured(laws: Laws) -> FigureData | None:
     notes = {name: _factor(shares[name]["factor"]) + _exponent(shares[name]) for name in BANDS}
     exponents = {name: shares[name]["exponent"] for name in BANDS}
     top = max(high / low, *(float((high / low) ** e) for e in np.cumsum(list(exponents.values()))))
+    falling = [BANDS[name] for name in BANDS if exponents[name] < 0]
     return FigureData(
         NAME,
         f"What {text.number(high / low, 2)} times the compute is spent on",
         "Growth of model size, batch size and serial steps along the compute-efficient frontier, over the measured "
-        f"range of $C_{{min}}$; exponents with {laws.level:.0%} intervals.",
+        f"range of $C_{{min}}$; exponents with {laws.level:.0%} intervals."
+        + "".join(
+            f" {name} fell: that band is how far the growth of the others exceeds that of compute." for name in falling
+        ),
         text.measured_footer(laws),
         _panels((low, high), (1.0, top)),
         _bands(exponents, low, high, notes),

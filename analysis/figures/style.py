@@ -201,9 +201,18 @@ def set_log_ticks(axis: Axis, low: float, high: float) -> None:
         ticks = ticks[(ticks >= low * (1 - 1e-6)) & (ticks <= high * (1 + 1e-6))]
         if len(ticks) >= 3:
             break
-    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_locator(FixedLocator(_apart(ticks, 0.16 * np.log(high / low))))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda v, _: power(v)))
+
+
+def _apart(ticks: npt.NDArray[np.float64], least: float) -> list[float]:
+    """The ticks, without those whose label would touch the one before."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or np.log(tick / kept[-1]) >= least:
+            kept.append(float(tick))
+    return kept
 
 
 def counts(value: float) -> str:
