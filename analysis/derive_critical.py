@@ -53,6 +53,7 @@ def derive_critical(
     ]
     points = pd.concat([_points(group, cells, targets) for group in groups], ignore_index=True)
     law = _law(groups, targets)
+    own = {group.name: _law([group], targets) for group in groups}
     used = points[points["used"]]
     known = bool(np.isfinite(law[0]).all())
     section = Critical(
@@ -70,6 +71,7 @@ def derive_critical(
     weight = 1 / (used["B_crit_se"] / used["B_crit"]) ** 2
     at_loss = round(float(np.exp(np.average(np.log(used["target_loss"]), weights=weight))), 2)
     estimates = law_estimates(law, at_loss)
+    _warn_sizes(own, points, warnings)
     slope = estimates["slope"]
     rises = "undecided"
     if slope.low is not None and slope.high is not None:
@@ -217,6 +219,23 @@ def _cells(
         frame["fitted"], frame["used"] = np.exp(values), used & known
         frames.append(frame[~steps.warmup[c]])
     return pd.concat(frames, ignore_index=True)
+
+
+def _warn_sizes(own: dict[str, np.ndarray], points: pd.DataFrame, warnings: Warnings) -> None:
+    """Kaplan's law makes B_crit a function of the loss alone. Each model's own law is compared with the others' at the
+    lowest loss that both measured."""
+    names = [name for name, law in own.items() if np.isfinite(law[0]).all()]
+    lowest = points[points["used"]].groupby("group")["target_loss"].min()
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            loss = max(lowest[one], lowest[other])
+            difference = own[one] - own[other]
+            ratio = estimate(np.exp(difference[:, 0] + difference[:, 1] * np.log(loss)))
+            if ratio.low is not None and ratio.high is not None and not ratio.low < 1 < ratio.high:
+                warnings.add(
+                    LAW, "depends_on_size", f"at loss {loss:g} B_crit of {one} is {ratio.value:.2f} [{ratio.low:.2f}, "
+                    f"{ratio.high:.2f}] times that of {other}: it does not depend on the loss alone"
+                )  # fmt: skip
 
 
 def _warn(section: Critical, warnings: Warnings, known: bool) -> None:

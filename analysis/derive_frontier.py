@@ -15,6 +15,7 @@ from analysis.results import Frontier, Isoflop, Warnings
 from analysis.runs import Run
 from sweep.schema import InputError
 
+EVERYWHERE = (1e-300, 1e300)  # losses
 QUANTITIES = ("N", "D", "S", "B", "L")
 Curves = list[list[np.ndarray]]
 
@@ -30,19 +31,21 @@ def derive_frontier(
     sizes: Sequence[fr.Size],
     batch: float | None,
     law: np.ndarray | None,
+    measured: tuple[float, float],
     warnings: Warnings,
 ) -> Frontier:
-    """Both kinds, the adjusted one where there is a law of B_crit and the runs are undecayed. Raises InputError for
-    fewer than four sizes."""
+    """Both kinds, the adjusted one where there is a law of B_crit and the runs are undecayed; it is confined to the
+    losses `measured` (lowest, highest) at which B_crit is known. Raises InputError for fewer than four sizes."""
     if len(sizes) < fr.LEAST_SIZES:
         raise InputError(
             f"frontier: {len(sizes)} model sizes with comparable runs do not determine N(C); "
             f"give at least {fr.LEAST_SIZES}"
         )
     losses, index = read_sizes(samples, sizes)
-    parts = {"raw": _derive_kind("raw", samples[0], sizes, losses, index, batch, None, warnings)}
+    parts = {"raw": _derive_kind("raw", samples[0], sizes, losses, index, batch, None, EVERYWHERE, warnings)}
     if law is not None and not sizes[0].decayed:
-        parts["adjusted"] = _derive_kind("adjusted", samples[0], sizes, losses, index, batch, law, warnings)
+        part = _derive_kind("adjusted", samples[0], sizes, losses, index, batch, law, measured, warnings)
+        parts["adjusted"] = part
     fits = {kind: part[2] for kind, part in parts.items() if part[2]}
     lines = [part[3] for part in parts.values()]
     return Frontier(
@@ -63,18 +66,20 @@ def _derive_kind(
     index: list[np.ndarray],
     batch: float | None,
     law: np.ndarray | None,
+    measured: tuple[float, float],
     warnings: Warnings,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, PowerLaw], pd.DataFrame]:
     """Optima, curves, fits and lines of one kind."""
     ln_n = np.log([size.params for size in sizes])
     laws = [None] * len(losses) if law is None else [(float(k), float(s)) for k, s in law]
+    lowest, highest = np.log(measured)
     curves = [
-        [(fr.ln_compute(size, y, own), y) for size, y in zip(sizes, row, strict=True)]
+        [(fr.ln_compute(size, y, own), np.where(y <= highest, y, np.nan)) for size, y in zip(sizes, row, strict=True)]
         for row, own in zip(losses, laws, strict=True)
     ]
-    grid = fr.compute_grid(curves[0])
+    grid = fr.compute_grid(curves[0], lowest)
     values = [fr.read_curves(row, grid) for row in curves]
-    optima = [fr.find_optima(ln_n, v) for v in values]
+    optima = [fr.find_optima(ln_n, v, fr.FACTOR) for v in values]
     frame = _optima_frame(kind, runs, sizes, index, curves[0], grid, values[0], optima, laws[0], batch)
     curve_frame = pd.concat(
         [

@@ -14,11 +14,12 @@ from analysis.bootstrap import band, estimate
 from analysis.results import Isoflop, Parametric, Surface, Warnings
 from analysis.runs import Run
 
+_MISFIT = 3.0  # times the seed noise: residuals beyond this are the law's, not the noise's
 _STEP_SLICES, _STEP_SPAN = 5, 30.0  # readings at fixed steps, and the factor that they span
 
 
 def derive_parametric(
-    samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size], warnings: Warnings, device: str
+    samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size], sigma: float, warnings: Warnings, device: str
 ) -> Parametric:
     """Best of the paper's 4,500 starts, then every replicate from the best distinct optima. Raises InputError for fewer
     than three sizes or nine points."""
@@ -37,6 +38,7 @@ def derive_parametric(
     points = _points(runs, where)
     points["loss"], points["fitted"] = loss[0], fitted
     points["residual"] = np.log(loss[0] / fitted)
+    _warn_misfit("parametric", points["residual"].to_numpy(), sigma, warnings)
     a, g = constants["a"], constants["G"]
     flops = np.exp(np.linspace(np.log(6 * params * tokens).min(), np.log(6 * params * tokens).max(), 30))
     with np.errstate(all="ignore"):
@@ -55,11 +57,23 @@ def derive_parametric(
     return Parametric(points, estimates, float(best.objective[0]), len(parametric.starts()), kind, line)
 
 
-def derive_surface(samples: Sequence[Sequence[Run]], law: np.ndarray) -> tuple[Surface, np.ndarray]:
-    """The section and theta of every sample [samples, 4]. law: [samples, 2]. Raises InputError for fewer than three
-    sizes or nine points."""
+def derive_surface(
+    samples: Sequence[Sequence[Run]],
+    sizes: Sequence[fr.Size],
+    law: np.ndarray,
+    measured: tuple[float, float],
+    sigma: float,
+    warnings: Warnings,
+) -> tuple[Surface, np.ndarray]:
+    """The section and theta of every sample [samples, 4]. law: [samples, 2], used for the losses `measured` (lowest,
+    highest) only. sigma: seed noise of ln(loss). Raises
+    InputError for fewer than three sizes or nine points."""
     runs = samples[0]
-    where = kaplan.readings(runs)
+    where = [
+        (i, x)
+        for i, x in kaplan.readings(runs, sizes)
+        if measured[0] <= np.exp(np.interp(x, runs[i].curve.x, runs[i].curve.y)) <= measured[1]
+    ]
     params, tokens = _coordinates(runs, where)
     batch = np.array([runs[i].batch for i, _ in where])
     loss = _losses(samples, where)
@@ -78,6 +92,7 @@ def derive_surface(samples: Sequence[Sequence[Run]], law: np.ndarray) -> tuple[S
     points["loss"] = loss[0]
     n, alpha_n, s, alpha_s = theta[0]
     points["fitted"] = np.exp(n - alpha_n * np.log(params)) + np.exp(s - alpha_s * ln_steps_min[0])
+    _warn_misfit("kaplan", np.log(loss[0] / points["fitted"].to_numpy()), sigma, warnings)
     constants = kaplan.constants(theta)
     with np.errstate(all="ignore"):
         constants["alpha_C_min"] = 1 / (1 / theta[:, 3] - law[:, 1] + 1 / theta[:, 1])
@@ -124,6 +139,16 @@ def lines_of_slices(slices: pd.DataFrame, theta: np.ndarray, law: np.ndarray, ba
         loss = kaplan.loss_at(theta, own, batch, params, steps)
         frames.append(pd.DataFrame({"axis": axis, "at": at, "params": params, "loss": loss}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["axis", "at", "params", "loss"])
+
+
+def _warn_misfit(law: str, residual: np.ndarray, sigma: float, warnings: Warnings) -> None:
+    """The intervals hold noise, not the error of a form that does not fit."""
+    rms = float(np.sqrt(np.mean(residual**2)))
+    if rms > _MISFIT * sigma:
+        warnings.add(
+            law, "misfit", f"the law misses the measured ln(loss) by {rms:.1%} on average, {rms / sigma:.0f} times "
+            "the seed noise; its intervals do not hold that error"
+        )  # fmt: skip
 
 
 def _coordinates(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:

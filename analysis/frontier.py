@@ -7,9 +7,11 @@ B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its ow
 
 Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too
 low with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in (ln
-C, ln N), least squares over the compute values with an interior best size and the two sizes on either side of it; its
-minimum over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most 0.01 and its scatter half of
-that of a parabola for each C. Those parabolas give the points N_opt(C).
+C, ln N), least squares over the compute values with an interior best size and the sizes within a factor of 3 of it
+(its neighbours at least); its minimum over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at
+most 0.02 and its scatter is below that of parabolas for each C, which give the points N_opt(C). Wider windows scatter
+less and are biased where the loss is no parabola in ln N: real curves flatten towards large, undertrained sizes, and
+twice the width lowered the exponent of such a sweep by 0.14.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from sweep.schema import InputError
 
 LEAST_SIZES = 4
 GRID_PER_DECADE = 12
-WINDOW = 2  # sizes on either side of the best one that a parabola takes in
+FACTOR = 3.0  # in N around the best size: what the surface and the parabolas at each compute take in
+FIVE = 2  # sizes on either side of the best one: what an isoflop parabola takes in
 _STEP = 0.03  # of a size's curve, in ln(tokens)
 _DECADES = 2.0  # of tokens, up to its end, over which a size's curve is read
 
@@ -160,13 +163,16 @@ def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np
     return np.maximum.accumulate(np.where(np.isfinite(x), x, -np.inf))
 
 
-def compute_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]], per_decade: int = GRID_PER_DECADE) -> np.ndarray:
-    """ln C, log-spaced, over what three or more of the curves (ln C, ln L) reach."""
+def compute_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]], lowest: float = -math.inf) -> np.ndarray:
+    """ln C, log-spaced, over what three or more of the curves (ln C, ln L) reach, up to where the first of them falls
+    below ln L = `lowest`."""
     ranges = [(x[np.isfinite(y)][0], x[np.isfinite(y)][-1]) for x, y in curves if np.isfinite(y).any()]
     if len(ranges) < 3:
         raise InputError(f"frontier: {len(ranges)} model sizes have curves to compare; give at least {LEAST_SIZES}")
     low, high = sorted(r[0] for r in ranges)[2], sorted(r[1] for r in ranges)[-3]
-    step = math.log(10) / per_decade
+    below = [x[y < lowest] for x, y in curves]
+    high = min([high, *(x[0] for x in below if len(x))])
+    step = math.log(10) / GRID_PER_DECADE
     grid = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
     if not len(grid):
         raise InputError("frontier: no range of compute is covered by three model sizes; train the small ones longer")
@@ -182,8 +188,9 @@ def read_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarra
     return np.array(rows)
 
 
-def find_optima(ln_n: np.ndarray, values: np.ndarray) -> Optima:
-    """Lowest size and parabola through the five sizes centred on it, at each compute value.
+def find_optima(ln_n: np.ndarray, values: np.ndarray, factor: float | None = None) -> Optima:
+    """Lowest size at each compute value, and the parabola through the five sizes centred on it, or with `factor`
+    through its neighbours and all sizes within that factor of it.
 
     ln_n: [sizes], increasing. values: [sizes, g], nan where a size is not known there.
     """
@@ -194,7 +201,11 @@ def find_optima(ln_n: np.ndarray, values: np.ndarray) -> Optima:
     rank = np.cumsum(known, axis=0) - 1
     centre = rank[index, columns]
     interior = (number >= 3) & ((centre > 0) | _beaten(known, index)) & ((centre < number - 1) | _unborn(known, index))
-    window = known & (np.abs(rank - centre) <= WINDOW) & (number >= 3)
+    away = np.abs(rank - centre)
+    near = away <= FIVE
+    if factor is not None:
+        near = (away <= 1) | (np.abs(ln_n[:, None] - ln_n[index]) <= math.log(factor) + 1e-9)
+    window = known & near & (number >= 3)
     middle = ln_n.mean()
     powers = (ln_n - middle)[:, None] ** np.arange(3)
     normal = np.einsum("sg,si,sj->gij", window.astype(float), powers, powers)
@@ -214,20 +225,24 @@ def find_optima(ln_n: np.ndarray, values: np.ndarray) -> Optima:
 
 
 def _beaten(known: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Whether, at each compute value, a smaller size than the best has ended, and at its end a larger one was ahead of
-    it. Curves of two sizes cross once, so more compute would not have brought it back: the best size is no bound."""
+    """Whether, at each compute value, smaller sizes than the best have ended, and at the end of each of them a larger
+    one was ahead of it. Curves of two sizes cross once, so more compute would not have brought them back: the best
+    size is no bound. One that ended while it was the best might still be."""
     last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
     sizes, columns = np.arange(len(known))[:, None], np.arange(known.shape[1])
-    lost = (index[last] > sizes[:, 0])[:, None] & (columns > last[:, None]) & (sizes < index)
-    return lost.any(axis=0)
+    ended = (columns > last[:, None]) & (sizes < index) & known.any(axis=1, keepdims=True)
+    lost = (index[last] > sizes[:, 0])[:, None]
+    return ended.any(axis=0) & (lost | ~ended).all(axis=0)
 
 
 def _unborn(known: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """The mirror image: a larger size is not readable yet (warm-up), and where it first is, a smaller one is ahead."""
+    """The mirror image: larger sizes are not readable yet (warm-up), and where each first is, a smaller one is
+    ahead."""
     first = np.argmax(known, axis=1)
     sizes, columns = np.arange(len(known))[:, None], np.arange(known.shape[1])
-    behind = (index[first] < sizes[:, 0])[:, None] & (columns < first[:, None]) & (sizes > index)
-    return behind.any(axis=0)
+    absent = (columns < first[:, None]) & (sizes > index) & known.any(axis=1, keepdims=True)
+    behind = (index[first] < sizes[:, 0])[:, None]
+    return absent.any(axis=0) & (behind | ~absent).all(axis=0)
 
 
 def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:

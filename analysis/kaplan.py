@@ -1,37 +1,36 @@
 """Kaplan's learning-curve surface L(N, S_min) = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S (Kaplan et al. 2020, Eq. 5.6).
 
-Fitted to undecayed curves after the warm-up, S_min from Eq. 5.4 with the measured B_crit(L); squared residuals of ln L.
-Evaluated at fixed compute or steps and a finite batch, the law is implicit in L and solved by bisection.
+Fitted to undecayed curves of one batch size after the warm-up, S_min from Eq. 5.4 with the measured B_crit(L);
+squared residuals of ln L. Evaluated at fixed compute or steps and a finite batch, the law is implicit in L and solved
+by bisection.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from analysis import fit
+from analysis.frontier import Size
 from analysis.runs import Run
 from sweep.schema import InputError
 
 NAMES = ("N_c", "alpha_N", "S_c", "alpha_S")
 LEAST_SIZES, LEAST_POINTS = 3, 9
-_POINTS_A_RUN = 8
+_POINTS_A_RUN, _SPAN = 8, 30.0
 
 
-def readings(runs: Sequence[Run]) -> list[tuple[int, float]]:
-    """(run, ln tokens) of the points to fit: eight log-spaced points of every seed past the warm-up, over the last two
-    decades at most, of each size and batch at the setting that ends lowest."""
-    cells: dict[tuple[str, float], dict[tuple[float, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for i, run in enumerate(runs):
-        cells[(run.group, run.batch)][run.setting].append(i)
+def readings(runs: Sequence[Run], sizes: Sequence[Size]) -> list[tuple[int, float]]:
+    """(run, ln tokens) of the points to fit: of each size at the frontier's batch (the paper fits runs of one batch
+    size) and at its setting that ends lowest, eight log-spaced points of every seed past the warm-up, over the last
+    factor of 30 in tokens."""
     points: list[tuple[int, float]] = []
-    for settings in cells.values():
-        best = min(settings.values(), key=lambda s: float(np.mean([runs[i].curve.y[-1] for i in s])))
+    for size in sizes:
+        best = min(size.settings, key=lambda s: float(np.mean([runs[i].curve.y[-1] for i in s])))
         for i in best:
             curve = runs[i].curve
-            start = max(curve.end - np.log(100), curve.start)
+            start = max(curve.end - np.log(_SPAN), curve.start)
             if start < curve.end:
                 points += [(i, float(x)) for x in np.linspace(start, curve.end, _POINTS_A_RUN)]
     return points

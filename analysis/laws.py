@@ -51,6 +51,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
 
     first = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, noise.sigma, warnings))
     critical, law = first or (None, None)
+    measured = critical.measured if critical is not None else (0.0, 0.0)
     batch = frontier.choose_batch(undecayed)
     sizes = frontier.make_sizes(undecayed, batch)
     closed_sizes = frontier.make_sizes(decayed, None)
@@ -58,15 +59,16 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
 
     use_open = len(sizes) >= frontier.LEAST_SIZES or len(closed_sizes) < len(sizes)
     chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
-    edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, batch if use_open else None, law, warnings))
+    at = batch if use_open else None
+    edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, at, law, measured, warnings))
     if not undecayed or len(isoflop.decayed_budgets(decayed)) >= 2:
         flat = _try(warnings, "isoflop", lambda: derive_isoflop_decayed(closed_samples, warnings))
     else:
         flat = _try(warnings, "isoflop", lambda: derive_isoflop(open_samples, sizes, warnings))
     ended = len(decayed) >= parametric.LEAST_POINTS and len(closed_sizes) >= parametric.LEAST_SIZES
     points = (closed_samples, closed_sizes) if ended or not undecayed else (open_samples, sizes)
-    third = _try(warnings, "parametric", lambda: derive_parametric(*points, warnings, device))
-    surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, flat, warnings)
+    third = _try(warnings, "parametric", lambda: derive_parametric(*points, noise.sigma, warnings, device))
+    surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, measured, flat, noise.sigma, warnings)
     result = Laws(
         meta={},
         critical=critical,
@@ -90,13 +92,19 @@ def _surface(
     sizes: Sequence[frontier.Size],
     batch: float | None,
     law: np.ndarray | None,
+    measured: tuple[float, float],
     flat: Isoflop | None,
+    sigma: float,
     warnings: Warnings,
 ) -> tuple[Surface | None, pd.DataFrame, pd.DataFrame]:
     """Kaplan's surface, and the slices with its lines through them."""
     slices = derive_slices(samples[0], sizes, flat, batch)
     lines = pd.DataFrame(columns=["axis", "at", "params", "loss"])
-    found = None if law is None else _try(warnings, "kaplan", lambda: derive_surface(samples, law))
+    found = (
+        None
+        if law is None
+        else _try(warnings, "kaplan", lambda: derive_surface(samples, sizes, law, measured, sigma, warnings))
+    )
     if found is None:
         return None, slices, lines
     surface, theta = found
@@ -144,8 +152,8 @@ def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | 
     frame["steps_min"] = frame["step"] / (1 + frame["B_crit"] / frame["batch_tokens"])
     frame["tokens_min"] = frame["tokens"] / (1 + frame["batch_tokens"] / frame["B_crit"])
     frame["flops_min"] = frame["flops"] / (1 + frame["batch_tokens"] / frame["B_crit"])
-    used = critical.points[critical.points["used"]]["target_loss"] if critical is not None else pd.Series(dtype=float)
-    frame["extrapolated"] = (frame["loss"] < used.min()) | (frame["loss"] > used.max()) if len(used) else False
+    low, high = critical.measured if critical is not None and law is not None else (0.0, 0.0)
+    frame["extrapolated"] = (frame["loss"] < low) | (frame["loss"] > high)
     return frame
 
 

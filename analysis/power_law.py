@@ -39,6 +39,8 @@ def line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tup
     spread = float((w * (x - mean_x) ** 2).sum())
     if spread <= 0:
         return np.nan, np.nan
+    if (y == y[0]).all():
+        return float(y[0]), 0.0  # exactly, where rounding would leave a slope of 1e-30
     slope = float((w * (x - mean_x) * (y - mean_y)).sum()) / spread
     return float(mean_y - slope * mean_x), slope
 

@@ -40,6 +40,13 @@ class Critical:
     rises: str
     line: pd.DataFrame
 
+    @property
+    def measured(self) -> tuple[float, float]:
+        """Losses (lowest, highest) at which the law may be used: the used targets and 3% beyond, which is a fifth in
+        B_crit. Nothing is adjusted outside."""
+        used = self.points[self.points["used"]]["target_loss"]
+        return 0.97 * float(used.min()), 1.03 * float(used.max())
+
     def to_json(self) -> dict[str, Any]:
         """Fits per model and target under `groups`, the law under `estimates`."""
         groups = []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import frontier as fr
-from analysis.derive_frontier import derive_frontier
+from analysis.derive_frontier import EVERYWHERE, derive_frontier
 from analysis.results import Frontier, Warnings
 from analysis.runs import Run, extract
 from analysis.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
@@ -20,7 +20,7 @@ LAW = np.array([[np.log(TRUTH.B_star), -1 / TRUTH.alpha_B]])
 def derive(table: Table, law: np.ndarray | None = LAW) -> tuple[Frontier, Warnings]:
     runs, warnings = extract(table), Warnings()
     batch = fr.choose_batch(runs)
-    return derive_frontier([runs], fr.make_sizes(runs, batch), batch, law, warnings), warnings
+    return derive_frontier([runs], fr.make_sizes(runs, batch), batch, law, EVERYWHERE, warnings), warnings
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,9 @@ def test_a_small_size_that_ended_beaten_is_no_edge() -> None:
     assert fr.find_optima(ln_n, values).interior.tolist() == [False, True, True]
     values[0, 1] = 2.7  # now it ended ahead of all: the next one is only the smallest of those left
     assert fr.find_optima(ln_n, values).interior.tolist() == [False, False, False]
+    # Nor does it help that a still smaller one was beaten, when the last to end was not.
+    five = np.vstack([[3.3, np.nan, np.nan], values])
+    assert fr.find_optima(np.log([0.5, 1, 2, 4, 8]), five).interior.tolist() == [True, True, False]
 
 
 def test_surface_of_a_quadratic_is_exact() -> None:
@@ -147,7 +150,7 @@ def test_decayed_runs_of_several_horizons_make_a_raw_frontier() -> None:
     """Final losses of L = E + A/N^0.35 + B/D^0.4, so N_opt goes as C^(0.4/0.75)."""
     shapes = [(2, 8 * k) for k in (1, 2, 3, 4, 6, 8, 12)]
     runs: list[Run] = extract(decayed_sweep(np.geomspace(3e9, 3e12, 7), shapes=shapes))
-    found = derive_frontier([runs], fr.make_sizes(runs, None), None, None, Warnings())
+    found = derive_frontier([runs], fr.make_sizes(runs, None), None, None, EVERYWHERE, Warnings())
     assert set(found.fits) == {"raw"}
     assert found.fits["raw"]["N"].exponent.value == pytest.approx(0.4 / 0.75, abs=0.03)
 
@@ -165,3 +168,12 @@ def test_no_interior_optimum_gives_bounds_and_no_fit() -> None:
     assert set(found.optima["edge"]) == {"smallest"}
     assert found.shares.empty
     assert {w["code"] for w in warnings} == {"optimum_at_edge"}
+
+
+def test_nothing_is_adjusted_where_b_crit_was_not_measured() -> None:
+    runs = extract(synthetic_sweep(sigma=0.0, seeds={}))
+    sizes = fr.make_sizes(runs, 2048.0)
+    found = derive_frontier([runs], sizes, 2048.0, LAW, (2.05, 2.35), Warnings()).optima
+    adjusted = found[found["kind"] == "adjusted"]
+    assert adjusted["loss"].between(2.05, 2.35).all()
+    assert found[found["kind"] == "raw"]["loss"].min() < 2.05

@@ -25,7 +25,7 @@ def one_thread() -> None:
 
 def test_planted_constants_come_back() -> None:
     runs = extract(decayed_sweep(np.geomspace(1e10, 1e13, 4)))
-    found = derive_parametric([runs], make_sizes(runs, None), Warnings(), "cpu")
+    found = derive_parametric([runs], make_sizes(runs, None), 0.003, Warnings(), "cpu")
     assert found.kind == "decayed"
     assert found.starts == 4500
     assert found.objective < 1e-12
@@ -35,7 +35,7 @@ def test_planted_constants_come_back() -> None:
 
 def test_frontier_of_the_law_minimises_it() -> None:
     runs = extract(decayed_sweep(np.geomspace(1e10, 1e13, 4)))
-    line = derive_parametric([runs], make_sizes(runs, None), Warnings(), "cpu").line
+    line = derive_parametric([runs], make_sizes(runs, None), 0.003, Warnings(), "cpu").line
     theta = np.array([np.log(20.0), 0.35, np.log(400.0), 0.4, np.log(1.2)])
     for row in line.iloc[::9].itertuples():
         sizes = row.params * np.array([0.8, 1.0, 1.25])
@@ -47,7 +47,7 @@ def test_frontier_of_the_law_minimises_it() -> None:
 def test_interval_covers_the_planted_exponent() -> None:
     runs = extract(decayed_sweep(np.geomspace(1e10, 1e13, 4), sigma=0.003, seed=2))
     samples = simulate(runs, SeedNoise(0.003, 1.0, 0), 0.0, 60, np.random.default_rng(0))
-    a = derive_parametric(samples, make_sizes(runs, None), Warnings(), "cpu").estimates["a"]
+    a = derive_parametric(samples, make_sizes(runs, None), 0.003, Warnings(), "cpu").estimates["a"]
     assert a.low is not None
     assert a.high is not None
     assert a.low < TRUE["a"] < a.high
