@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.frontier import Size
 from analysis.results import Laws, Warnings
 from analysis.runs import Run, SeedNoise
+from analysis.sizes import Size
 from analysis.table import Table
 
 MANY_EPOCHS = 4.0  # beyond about four passes repeated data is worth less (Muennighoff et al. 2023)

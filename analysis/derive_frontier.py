@@ -13,6 +13,7 @@ from analysis.bootstrap import band, estimate
 from analysis.power_law import PowerLaw
 from analysis.results import Frontier, Isoflop, Warnings
 from analysis.runs import Run
+from analysis.sizes import LEAST_SIZES, Size, size_curve
 from sweep.schema import InputError
 
 EVERYWHERE = (1e-300, 1e300)  # losses
@@ -20,15 +21,15 @@ QUANTITIES = ("N", "D", "S", "B", "L")
 Curves = list[list[np.ndarray]]
 
 
-def read_sizes(samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size]) -> tuple[Curves, list[np.ndarray]]:
+def read_sizes(samples: Sequence[Sequence[Run]], sizes: Sequence[Size]) -> tuple[Curves, list[np.ndarray]]:
     """ln L of each size in every sample [samples][sizes][x], and the runs the first sample's stand for."""
-    pairs = [[fr.size_curve(sample, size) for size in sizes] for sample in samples]
+    pairs = [[size_curve(sample, size) for size in sizes] for sample in samples]
     return [[y for y, _ in row] for row in pairs], [index for _, index in pairs[0]]
 
 
 def derive_frontier(
     samples: Sequence[Sequence[Run]],
-    sizes: Sequence[fr.Size],
+    sizes: Sequence[Size],
     batch: float | None,
     law: np.ndarray | None,
     measured: tuple[float, float],
@@ -36,10 +37,10 @@ def derive_frontier(
 ) -> Frontier:
     """Both kinds, the adjusted one where there is a law of B_crit and the runs are undecayed; it is confined to the
     losses `measured` (lowest, highest) at which B_crit is known. Raises InputError for fewer than four sizes."""
-    if len(sizes) < fr.LEAST_SIZES:
+    if len(sizes) < LEAST_SIZES:
         raise InputError(
             f"frontier: {len(sizes)} model sizes with comparable runs do not determine N(C); "
-            f"give at least {fr.LEAST_SIZES}"
+            f"give at least {LEAST_SIZES}"
         )
     losses, index = read_sizes(samples, sizes)
     parts = {"raw": _derive_kind("raw", samples[0], sizes, losses, index, batch, None, EVERYWHERE, warnings)}
@@ -61,7 +62,7 @@ def derive_frontier(
 def _derive_kind(
     kind: str,
     runs: Sequence[Run],
-    sizes: Sequence[fr.Size],
+    sizes: Sequence[Size],
     losses: Curves,
     index: list[np.ndarray],
     batch: float | None,
@@ -131,7 +132,7 @@ def _line_frame(kind: str, name: str, k: np.ndarray, at: np.ndarray) -> pd.DataF
 def _optima_frame(
     kind: str,
     runs: Sequence[Run],
-    sizes: Sequence[fr.Size],
+    sizes: Sequence[Size],
     index: list[np.ndarray],
     curves: list[tuple[np.ndarray, np.ndarray]],
     grid: np.ndarray,
@@ -173,7 +174,7 @@ def _shares(fits: dict[str, dict[str, PowerLaw]], lines: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(rows, columns=list(_no_shares().columns))
 
 
-def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size], warnings: Warnings) -> Isoflop:
+def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[Size], warnings: Warnings) -> Isoflop:
     """From undecayed curves read at automatic budgets. Raises InputError for fewer than four sizes."""
     losses, index = read_sizes(samples, sizes)
     curves = [[(fr.ln_compute(s, y, None), y) for s, y in zip(sizes, row, strict=True)] for row in losses]

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import frontier as fr
 from analysis import kaplan, parametric
 from analysis.bootstrap import band, estimate
 from analysis.results import Isoflop, Parametric, Surface, Warnings
 from analysis.runs import Run
+from analysis.sizes import Size, size_curve
 
 _MISFIT = 3.0  # times the seed noise: residuals beyond this are the law's, not the noise's
 _STEP_SLICES, _STEP_SPAN = 5, 30.0  # readings at fixed steps, and the factor that they span
 
 
 def derive_parametric(
-    samples: Sequence[Sequence[Run]], sizes: Sequence[fr.Size], sigma: float, warnings: Warnings, device: str
+    samples: Sequence[Sequence[Run]], sizes: Sequence[Size], sigma: float, warnings: Warnings, device: str
 ) -> Parametric:
     """Best of the paper's 4,500 starts, then every replicate from the best distinct optima. Raises InputError for fewer
     than three sizes or nine points."""
@@ -59,7 +59,7 @@ def derive_parametric(
 
 def derive_surface(
     samples: Sequence[Sequence[Run]],
-    sizes: Sequence[fr.Size],
+    sizes: Sequence[Size],
     law: np.ndarray,
     measured: tuple[float, float],
     sigma: float,
@@ -101,7 +101,7 @@ def derive_surface(
 
 
 def derive_slices(
-    runs: Sequence[Run], sizes: Sequence[fr.Size], isoflop: Isoflop | None, batch: float | None
+    runs: Sequence[Run], sizes: Sequence[Size], isoflop: Isoflop | None, batch: float | None
 ) -> pd.DataFrame:
     """Loss against N: the isoflop points of undecayed runs, and readings at steps, the most of which four
     sizes reach."""
@@ -110,7 +110,7 @@ def derive_slices(
     if isoflop is not None and isoflop.kind == "undecayed":
         parts.append(isoflop.points.rename(columns={"budget": "at"}).assign(axis="flops")[columns])
     if batch is not None and len(sizes) >= 3 and not sizes[0].decayed:
-        pairs = [fr.size_curve(runs, size) for size in sizes]
+        pairs = [size_curve(runs, size) for size in sizes]
         end = sorted(size.x[-1] for size in sizes)[-min(4, len(sizes))]
         ln_tokens = np.linspace(end - math.log(_STEP_SPAN), end, _STEP_SLICES)
         rows = []

@@ -1,55 +1,34 @@
 """Lower envelopes of the loss over model sizes at equal compute, raw and adjusted, and the optimal size N_opt(C).
 
-One curve a size: of the seeds the mean of ln L, of the learning rates the best at each point. The sizes are compared
-at one batch size that they share, so that a size with many batch sizes is not favoured by its larger choice (the
-least of many noisy curves lies low). Raw means against C = 6 N D at that batch; adjusted means against C_min = C/(1 +
-B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
+The sizes are compared on one curve each (`analysis.sizes`). Raw means against C = 6 N D at the batch they share;
+adjusted means against C_min = C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its
+own loss.
 
 Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too
 low with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in (ln
-C, ln N), least squares over the compute values with an interior best size and the sizes within a factor of 3 of it
-(its neighbours at least); its minimum over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at
-most 0.02 and its scatter is below that of parabolas for each C, which give the points N_opt(C). Wider windows scatter
-less and are biased where the loss is no parabola in ln N: real curves flatten towards large, undertrained sizes, and
-twice the width lowered the exponent of such a sweep by 0.14.
+C, ln N), least squares over the sizes within a factor of 3 of its own minimum (the neighbours at least); that minimum
+over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most about 0.02, with and without noise,
+and its scatter is below that of parabolas for each C, which give the points N_opt(C). Wider windows scatter less and
+are biased where the loss is no parabola in ln N: real curves flatten towards large, undertrained sizes, and twice the
+width lowered the exponent of such a sweep by 0.1.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.power_law import line
-from analysis.runs import Run
+from analysis.sizes import LEAST_SIZES, Size
 from sweep.schema import InputError
 
-LEAST_SIZES = 4
 GRID_PER_DECADE = 12
 FACTOR = 3.0  # in N around the best size: what the surface and the parabolas at each compute take in
 FIVE = 2  # sizes on either side of the best one: what an isoflop parabola takes in
-_STEP = 0.03  # of a size's curve, in ln(tokens)
-_DECADES = 2.0  # of tokens, up to its end, over which a size's curve is read
-
-
-@dataclass(frozen=True)
-class Size:
-    """One model size: for each setting the indices of its runs (seeds), and the ln(tokens) at which it is read."""
-
-    group: str
-    params: float
-    batch: float
-    settings: tuple[tuple[int, ...], ...]
-    x: np.ndarray
-    decayed: bool
-
-    @property
-    def members(self) -> list[int]:
-        """Indices of all its runs."""
-        return [i for setting in self.settings for i in setting]
+_ROUNDS = 8  # of fitting the surface around its own minimum
 
 
 @dataclass(frozen=True)
@@ -68,89 +47,6 @@ class Optima:
     first: np.ndarray
     last: np.ndarray
     window: np.ndarray
-
-
-def choose_batch(runs: Sequence[Run]) -> float | None:
-    """The batch size that the most sizes share (then the one run to the greatest compute); None where fewer than
-    four sizes and fewer than all share one."""
-    sizes: dict[float, set[float]] = defaultdict(set)
-    reach: dict[float, float] = defaultdict(float)
-    for run in runs:
-        sizes[run.batch].add(run.params)
-        reach[run.batch] = max(reach[run.batch], run.params * run.final_tokens)
-    if not sizes:
-        return None
-    best = max(sizes, key=lambda b: (len(sizes[b]), reach[b]))
-    enough = len(sizes[best]) >= min(LEAST_SIZES, len({run.params for run in runs}))
-    return best if enough else None
-
-
-def make_sizes(runs: Sequence[Run], batch: float | None) -> list[Size]:
-    """One `Size` a group, smallest first: its runs at `batch`; without a common batch, at its batch with the longest
-    run. One-layer models are left out where four deeper sizes remain (Kaplan et al. 2020, App. D.7)."""
-    deep = {run.params for run in runs if run.n_layer != 1}
-    if len(deep) >= LEAST_SIZES:
-        runs_in = [i for i, run in enumerate(runs) if run.n_layer != 1]
-    else:
-        runs_in = list(range(len(runs)))
-    groups: dict[tuple[float, str], list[int]] = defaultdict(list)
-    for i in runs_in:
-        groups[(runs[i].params, runs[i].group)].append(i)
-    sizes = []
-    for (params, group), members in sorted(groups.items()):
-        at = batch if batch is not None else max((runs[i] for i in members), key=lambda r: r.final_tokens).batch
-        chosen = [i for i in members if runs[i].batch == at or runs[i].decayed]
-        if chosen:
-            sizes.append(_make_size(runs, group, params, at, chosen))
-    return sizes
-
-
-def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, members: list[int]) -> Size:
-    decayed = runs[members[0]].decayed
-    found: dict[tuple[float, ...], list[int]] = defaultdict(list)
-    for i in members:
-        found[runs[i].setting].append(i)
-    if decayed:
-        ends = sorted({float(runs[i].ln_tokens[-1]) for i in members})
-        x = np.unique(np.concatenate([np.arange(ends[0], ends[-1], _STEP), ends]))
-        return Size(group, params, batch, tuple(tuple(v) for _, v in sorted(found.items())), x, True)
-    # Seeds of a shorter horizon would put a step into the mean where they end, so only the full-length ones count.
-    longest = max(runs[i].curve.end for i in members)
-    settings = []
-    for _, seeds in sorted(found.items()):
-        reach = max(runs[i].curve.end for i in seeds)
-        settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - 0.02))
-    start = max(min(runs[i].curve.start for i in members), longest - _DECADES * math.log(10))
-    x = np.append(np.arange(start, longest, _STEP), longest)
-    return Size(group, params, batch, tuple(settings), x, False)
-
-
-def size_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """ln L at `size.x`, nan where no setting is known, and the index of the run it stands for."""
-    if size.decayed:
-        return _decayed_curve(runs, size)
-    values = np.full((len(size.settings), len(size.x)), np.nan)
-    for s, members in enumerate(size.settings):
-        end = min(runs[i].curve.end for i in members)
-        x = np.minimum(size.x, np.where(size.x <= end + 0.02, end, size.x))
-        values[s] = np.mean([runs[i].curve.ln_loss(x) for i in members], axis=0)
-    best = np.argmin(np.where(np.isfinite(values), values, np.inf), axis=0)
-    return values[best, np.arange(len(size.x))], np.array([m[0] for m in size.settings])[best]
-
-
-def _decayed_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Final losses of runs of several horizons, joined by straight lines in logarithms."""
-    finals: dict[float, list[tuple[float, int]]] = defaultdict(list)
-    for members in size.settings:
-        lengths: dict[float, list[int]] = defaultdict(list)
-        for i in members:
-            lengths[float(runs[i].ln_tokens[-1])].append(i)
-        for x, seeds in lengths.items():
-            finals[x].append((float(np.mean([runs[i].ln_loss[-1] for i in seeds])), seeds[0]))
-    knots = sorted(finals)
-    lowest = [min(finals[x]) for x in knots]
-    nearest = np.abs(size.x[:, None] - np.array(knots)).argmin(axis=1)
-    return np.interp(size.x, knots, [v for v, _ in lowest]), np.array([i for _, i in lowest])[nearest]
 
 
 def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np.ndarray:
@@ -246,12 +142,36 @@ def _unborn(known: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:
-    """Quadratic surface of ln L in (ln C, ln N) near the interior optima: coefficients of 1, c, c^2, n, n c, n^2 with
-    c, n from `grid.mean()`, `ln_n.mean()`. nan where there are fewer than three interior optima or no minimum."""
-    take = optima.window & optima.interior
-    sizes, columns = np.nonzero(take)
+    """Quadratic surface of ln L in (ln C, ln N) near its own minimum over N: coefficients of 1, c, c^2, n, n c, n^2
+    with c, n from `grid.mean()`, `ln_n.mean()`. nan where there are fewer than three interior optima or no minimum.
+
+    The first fit takes the sizes around the lowest one at each interior compute. The lowest is low by noise as well as
+    by size, which draws the minimum towards it; so the fit is repeated on the sizes around the fitted line N_opt(C),
+    wherever that lies between the smallest and the largest size, until the points no longer change.
+    """
     if optima.interior.sum() < 3:
         return np.full(6, np.nan)
+    known = np.isfinite(values)
+    take = optima.window & optima.interior
+    for _ in range(_ROUNDS):
+        k = _quadratic(ln_n, grid, values, take)
+        if not np.isfinite(k).all():
+            return k
+        best, _ = surface_optimum(k, ln_n, grid, grid)
+        left = np.where(known & (ln_n[:, None] <= best), ln_n[:, None], -np.inf).max(axis=0)
+        right = np.where(known & (ln_n[:, None] >= best), ln_n[:, None], np.inf).min(axis=0)
+        near = np.abs(ln_n[:, None] - best) <= math.log(FACTOR)
+        near |= (ln_n[:, None] == left) | (ln_n[:, None] == right)
+        again = known & near & (best >= ln_n[0]) & (best <= ln_n[-1])
+        if (again == take).all():
+            break
+        take = again
+    return k
+
+
+def _quadratic(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, take: np.ndarray) -> np.ndarray:
+    """Least squares of the surface's six terms on the points `take` [sizes, g]."""
+    sizes, columns = np.nonzero(take)
     c, n = grid[columns] - grid.mean(), ln_n[sizes] - ln_n.mean()
     design = np.stack([np.ones_like(c), c, c * c, n, n * c, n * n], axis=1)
     k, _, rank, _ = np.linalg.lstsq(design, values[take], rcond=None)

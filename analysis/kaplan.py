@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import fit
-from analysis.frontier import Size
 from analysis.runs import Run
+from analysis.sizes import Size
 from sweep.schema import InputError
 
 NAMES = ("N_c", "alpha_N", "S_c", "alpha_S")

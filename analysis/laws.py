@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis import bootstrap, frontier, isoflop, parametric
+from analysis import bootstrap, isoflop, parametric
 from analysis.checks import warn_disagreement, warn_sizes, warn_table
 from analysis.critical_batch import tuning_scatter
 from analysis.derive_critical import derive_critical
@@ -26,6 +26,7 @@ from analysis.derive_frontier import derive_frontier, derive_isoflop, derive_iso
 from analysis.derive_surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
 from analysis.results import Critical, Isoflop, Laws, Surface, Warnings
 from analysis.runs import Run, SeedNoise, extract, main_recipe, seed_noise
+from analysis.sizes import LEAST_SIZES, Size, choose_batch, make_sizes
 from analysis.table import Table
 from sweep.schema import InputError
 
@@ -52,12 +53,12 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     first = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, noise.sigma, warnings))
     critical, law = first or (None, None)
     measured = critical.measured if critical is not None else (0.0, 0.0)
-    batch = frontier.choose_batch(undecayed)
-    sizes = frontier.make_sizes(undecayed, batch)
-    closed_sizes = frontier.make_sizes(decayed, None)
+    batch = choose_batch(undecayed)
+    sizes = make_sizes(undecayed, batch)
+    closed_sizes = make_sizes(decayed, None)
     warn_sizes(undecayed, sizes, batch, warnings)
 
-    use_open = len(sizes) >= frontier.LEAST_SIZES or len(closed_sizes) < len(sizes)
+    use_open = len(sizes) >= LEAST_SIZES or len(closed_sizes) < len(sizes)
     chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
     at = batch if use_open else None
     edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, at, law, measured, warnings))
@@ -89,7 +90,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
 
 def _surface(
     samples: Sequence[Sequence[Run]],
-    sizes: Sequence[frontier.Size],
+    sizes: Sequence[Size],
     batch: float | None,
     law: np.ndarray | None,
     measured: tuple[float, float],

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import fit
-from analysis.frontier import Size
 from analysis.runs import Run
+from analysis.sizes import Size
 from sweep.schema import InputError
 
 DELTA = 1e-3

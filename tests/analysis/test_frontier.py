@@ -10,6 +10,7 @@ from analysis.derive_frontier import EVERYWHERE, derive_frontier
 from analysis.results import Frontier, Warnings
 from analysis.runs import Run, extract
 from analysis.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
+from analysis.sizes import choose_batch, make_sizes
 from analysis.table import Table
 from sweep.schema import InputError
 
@@ -19,8 +20,8 @@ LAW = np.array([[np.log(TRUTH.B_star), -1 / TRUTH.alpha_B]])
 
 def derive(table: Table, law: np.ndarray | None = LAW) -> tuple[Frontier, Warnings]:
     runs, warnings = extract(table), Warnings()
-    batch = fr.choose_batch(runs)
-    return derive_frontier([runs], fr.make_sizes(runs, batch), batch, law, EVERYWHERE, warnings), warnings
+    batch = choose_batch(runs)
+    return derive_frontier([runs], make_sizes(runs, batch), batch, law, EVERYWHERE, warnings), warnings
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +140,18 @@ def test_surface_of_a_quadratic_is_exact() -> None:
 def test_common_batch_and_one_layer_models() -> None:
     cells = {(1, 16): (16,), **{shape: (16, 8) if shape == (2, 16) else (16,) for shape in SMALL_SWEEP}}
     runs = extract(synthetic_sweep(cells=cells, sigma=0, seeds={}, tokens=5e5))
-    assert fr.choose_batch(runs) == 2048
-    assert "1x16" not in {size.group for size in fr.make_sizes(runs, 2048.0)}
+    assert choose_batch(runs) == 2048
+    assert "1x16" not in {size.group for size in make_sizes(runs, 2048.0)}
     mixed = extract(synthetic_sweep(cells={(2, 8 * k): (2**k,) for k in range(1, 6)}, sigma=0, seeds={}, tokens=5e5))
-    assert fr.choose_batch(mixed) is None
-    assert len(fr.make_sizes(mixed, None)) == 5
+    assert choose_batch(mixed) is None
+    assert len(make_sizes(mixed, None)) == 5
 
 
 def test_decayed_runs_of_several_horizons_make_a_raw_frontier() -> None:
     """Final losses of L = E + A/N^0.35 + B/D^0.4, so N_opt goes as C^(0.4/0.75)."""
     shapes = [(2, 8 * k) for k in (1, 2, 3, 4, 6, 8, 12)]
     runs: list[Run] = extract(decayed_sweep(np.geomspace(3e9, 3e12, 7), shapes=shapes))
-    found = derive_frontier([runs], fr.make_sizes(runs, None), None, None, EVERYWHERE, Warnings())
+    found = derive_frontier([runs], make_sizes(runs, None), None, None, EVERYWHERE, Warnings())
     assert set(found.fits) == {"raw"}
     assert found.fits["raw"]["N"].exponent.value == pytest.approx(0.4 / 0.75, abs=0.03)
 
@@ -172,7 +173,7 @@ def test_no_interior_optimum_gives_bounds_and_no_fit() -> None:
 
 def test_nothing_is_adjusted_where_b_crit_was_not_measured() -> None:
     runs = extract(synthetic_sweep(sigma=0.0, seeds={}))
-    sizes = fr.make_sizes(runs, 2048.0)
+    sizes = make_sizes(runs, 2048.0)
     found = derive_frontier([runs], sizes, 2048.0, LAW, (2.05, 2.35), Warnings()).optima
     adjusted = found[found["kind"] == "adjusted"]
     assert adjusted["loss"].between(2.05, 2.35).all()

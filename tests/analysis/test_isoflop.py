@@ -8,10 +8,10 @@ import pytest
 from analysis import isoflop as iso
 from analysis.bootstrap import simulate
 from analysis.derive_frontier import derive_isoflop, derive_isoflop_decayed
-from analysis.frontier import make_sizes
 from analysis.results import Warnings
 from analysis.runs import SeedNoise, extract
 from analysis.simulate import SMALL_SWEEP, decayed_sweep, synthetic_sweep
+from analysis.sizes import make_sizes
 from sweep.schema import InputError
 
 A_TRUE = 0.4 / 0.75  # beta / (alpha + beta) of decayed_sweep

@@ -8,10 +8,10 @@ import pytest
 from analysis import kaplan
 from analysis.derive_frontier import EVERYWHERE
 from analysis.derive_surfaces import derive_slices, derive_surface, lines_of_slices
-from analysis.frontier import make_sizes
 from analysis.results import Warnings
 from analysis.runs import extract
 from analysis.simulate import Truth, synthetic_sweep
+from analysis.sizes import make_sizes
 from sweep.schema import InputError
 
 TRUTH = Truth()

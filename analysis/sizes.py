@@ -1,0 +1,121 @@
+"""One loss curve a model size, for comparing sizes at equal compute.
+
+Of the seeds the mean of ln L, of the learning rates the best at each point, at one batch size that the sizes share: a
+size with many batch sizes would otherwise be favoured by its larger choice, for the least of many noisy curves lies
+low.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.runs import Run
+
+LEAST_SIZES = 4
+_STEP = 0.03  # of a size's curve, in ln(tokens)
+_DECADES = 2.0  # of tokens, up to its end, over which a size's curve is read
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model size: for each setting the indices of its runs (seeds), and the ln(tokens) at which it is read."""
+
+    group: str
+    params: float
+    batch: float
+    settings: tuple[tuple[int, ...], ...]
+    x: np.ndarray
+    decayed: bool
+
+    @property
+    def members(self) -> list[int]:
+        """Indices of all its runs."""
+        return [i for setting in self.settings for i in setting]
+
+
+def choose_batch(runs: Sequence[Run]) -> float | None:
+    """The batch size that the most sizes share (then the one run to the greatest compute); None where fewer than
+    four sizes and fewer than all share one."""
+    sizes: dict[float, set[float]] = defaultdict(set)
+    reach: dict[float, float] = defaultdict(float)
+    for run in runs:
+        sizes[run.batch].add(run.params)
+        reach[run.batch] = max(reach[run.batch], run.params * run.final_tokens)
+    if not sizes:
+        return None
+    best = max(sizes, key=lambda b: (len(sizes[b]), reach[b]))
+    enough = len(sizes[best]) >= min(LEAST_SIZES, len({run.params for run in runs}))
+    return best if enough else None
+
+
+def make_sizes(runs: Sequence[Run], batch: float | None) -> list[Size]:
+    """One `Size` a group, smallest first: its runs at `batch`; without a common batch, at its batch with the longest
+    run. One-layer models are left out where four deeper sizes remain (Kaplan et al. 2020, App. D.7)."""
+    deep = {run.params for run in runs if run.n_layer != 1}
+    if len(deep) >= LEAST_SIZES:
+        runs_in = [i for i, run in enumerate(runs) if run.n_layer != 1]
+    else:
+        runs_in = list(range(len(runs)))
+    groups: dict[tuple[float, str], list[int]] = defaultdict(list)
+    for i in runs_in:
+        groups[(runs[i].params, runs[i].group)].append(i)
+    sizes = []
+    for (params, group), members in sorted(groups.items()):
+        at = batch if batch is not None else max((runs[i] for i in members), key=lambda r: r.final_tokens).batch
+        chosen = [i for i in members if runs[i].batch == at or runs[i].decayed]
+        if chosen:
+            sizes.append(_make_size(runs, group, params, at, chosen))
+    return sizes
+
+
+def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, members: list[int]) -> Size:
+    decayed = runs[members[0]].decayed
+    found: dict[tuple[float, ...], list[int]] = defaultdict(list)
+    for i in members:
+        found[runs[i].setting].append(i)
+    if decayed:
+        ends = sorted({float(runs[i].ln_tokens[-1]) for i in members})
+        x = np.unique(np.concatenate([np.arange(ends[0], ends[-1], _STEP), ends]))
+        return Size(group, params, batch, tuple(tuple(v) for _, v in sorted(found.items())), x, True)
+    # Seeds of a shorter horizon would put a step into the mean where they end, so only the full-length ones count.
+    longest = max(runs[i].curve.end for i in members)
+    settings = []
+    for _, seeds in sorted(found.items()):
+        reach = max(runs[i].curve.end for i in seeds)
+        settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - 0.02))
+    start = max(min(runs[i].curve.start for i in members), longest - _DECADES * math.log(10))
+    x = np.append(np.arange(start, longest, _STEP), longest)
+    return Size(group, params, batch, tuple(settings), x, False)
+
+
+def size_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """ln L at `size.x`, nan where no setting is known, and the index of the run it stands for."""
+    if size.decayed:
+        return _decayed_curve(runs, size)
+    values = np.full((len(size.settings), len(size.x)), np.nan)
+    for s, members in enumerate(size.settings):
+        end = min(runs[i].curve.end for i in members)
+        x = np.minimum(size.x, np.where(size.x <= end + 0.02, end, size.x))
+        values[s] = np.mean([runs[i].curve.ln_loss(x) for i in members], axis=0)
+    best = np.argmin(np.where(np.isfinite(values), values, np.inf), axis=0)
+    return values[best, np.arange(len(size.x))], np.array([m[0] for m in size.settings])[best]
+
+
+def _decayed_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Final losses of runs of several horizons, joined by straight lines in logarithms."""
+    finals: dict[float, list[tuple[float, int]]] = defaultdict(list)
+    for members in size.settings:
+        lengths: dict[float, list[int]] = defaultdict(list)
+        for i in members:
+            lengths[float(runs[i].ln_tokens[-1])].append(i)
+        for x, seeds in lengths.items():
+            finals[x].append((float(np.mean([runs[i].ln_loss[-1] for i in seeds])), seeds[0]))
+    knots = sorted(finals)
+    lowest = [min(finals[x]) for x in knots]
+    nearest = np.abs(size.x[:, None] - np.array(knots)).argmin(axis=1)
+    return np.interp(size.x, knots, [v for v, _ in lowest]), np.array([i for _, i in lowest])[nearest]
