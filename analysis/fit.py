@@ -16,6 +16,8 @@ see Besiroglu et al. 2024). This is the only module of `analysis` that needs tor
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Loss = Literal["squared", "huber", "absolute"]
 
 _CHUNK = 12_000_000  # numbers in one intermediate tensor; bounds the memory at a few hundred MiB
+_SMALL = 4_000_000  # numbers in the first evaluation below which one thread is used
 _PRUNING = ((15, 512), (30, 48))  # of very many starts, only so many go on after so many iterations
 # Least absolute deviations is the limit of Huber's loss: the minimum is followed down this ladder.
 _ABSOLUTE_LADDER = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -77,18 +80,41 @@ def solve(
         len(weights) if weights.ndim == 2 else 1,
         len(starts) if starts.ndim == 3 else 1,
     )
-    points, p = design.shape[-2:]
+    points = design.shape[-2]
     target = np.broadcast_to(target, (problems, points))
     weights = np.broadcast_to(weights, (problems, points))
     starts = np.broadcast_to(starts, (problems, *starts.shape[-2:]))
+    arrays = design, offset, target, weights, starts
+    with _threads(len(starts) * starts.shape[1] * design.shape[-3] * points):
+        return _solve_in_chunks(arrays, loss, delta, device, max_iterations)
+
+
+@contextlib.contextmanager
+def _threads(numbers: int) -> Iterator[None]:
+    """One thread for small tensors: more gain nothing on them, and wait for each other at every operation where other
+    processes hold the cores (measured: 15 times slower)."""
+    import torch
+
+    before = torch.get_num_threads()
+    if numbers < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _solve_in_chunks(arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, device: str, max_iterations: int) -> Fit:
+    design, offset, target, weights, starts = arrays
+    problems, points, p = len(starts), *design.shape[-2:]
     a_problem = starts.shape[1] * design.shape[-3] * points * (1 if design.ndim == 3 else p)
     step = max(1, _CHUNK // max(1, a_problem))
     parts = []
     for begin in range(0, problems, step):
         rows = slice(begin, begin + step)
         part = design if design.ndim == 3 else design[rows]
-        arrays = part, offset, target[rows], weights[rows], starts[rows]
-        parts.append(_solve_chunk(arrays, loss, delta, device, max_iterations))
+        chunk = part, offset, target[rows], weights[rows], starts[rows]
+        parts.append(_solve_chunk(chunk, loss, delta, device, max_iterations))
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
