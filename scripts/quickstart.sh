@@ -8,3 +8,4 @@ set -euo pipefail
 set_up
 isoloss sweep experiment=quick
 isoloss analyze sweeps/quick
+echo "wall time of this call: $((SECONDS / 60)) min $((SECONDS % 60)) s"
