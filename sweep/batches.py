@@ -19,8 +19,6 @@ class Sequences:
 
     def __init__(self, tokens: np.ndarray, n_ctx: int, seed: int) -> None:
         """`tokens` [T] of any integer dtype, memory-mapped or not. Raises InputError where T < n_ctx + 1."""
-        if seed < 0:
-            raise InputError(f"seed must not be negative, but is {seed}")
         self._windows = _windows(tokens, n_ctx)
         self._n_ctx = n_ctx
         self._seed = seed

@@ -46,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"isoloss: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        if error.filename is None or os.environ.get("ISOLOSS_TRACEBACK"):
+            raise
+        print(f"isoloss: {error.filename}: {error.strerror}; check the path, its permissions and the space left",
+              file=sys.stderr)  # fmt: skip
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -5,13 +5,15 @@ compose("sweep", ["experiment=quick", "optimizer.lr_factor=2"])
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from sweep.config import RUN_KEYS, cleared, flatten, suggest
+from sweep.config import RUN_KEYS, Block, cleared, flatten, grid_blocks
 from sweep.schema import InputError
+from sweep.spec import suggest
 
 
 def packaged_configs() -> Path:
@@ -46,7 +48,7 @@ def compose(name: Literal["sweep", "train"], overrides: list[str], config_dir: P
         except HydraException as error:
             options = _flat_keys(hydra_compose(name, [*_groups(overrides), *extra])) if _is_key(error) else []
             raise InputError(_explain(error, options)) from error
-        except (OmegaConfBaseException, YAMLError) as error:
+        except (OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: a group set to null
             raise InputError(f"configuration: {_first_line(error)}") from error
     assert isinstance(composed, dict)
     return settle({str(key): value for key, value in composed.items()}, overrides)
@@ -67,13 +69,15 @@ def settle(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
             parent = parent.get(part) or {}
         if last in parent:
             parent[last] = None
-    blocks = (config.get("grid") or {}).get("blocks") or {}
+    blocks = grid_blocks(config)
     for key in RUN_KEYS.intersection(keys):
         replaced = {key, *cleared([key])}
-        for block in blocks.values():
-            if block and "set" in block:
-                block["set"] = {k: v for k, v in flatten(block["set"]).items() if k not in replaced}
-        if blocks and all(replaced & _axes(block or {}) for block in blocks.values()):
+        for name, block in blocks.items():
+            if block.set:
+                kept = {k: v for k, v in flatten(block.set).items() if k not in replaced}
+                blocks[name] = dataclasses.replace(block, set=kept)
+                config["grid"]["blocks"][name]["set"] = kept
+        if blocks and all(replaced & _axes(block) for block in blocks.values()):
             names = ", ".join(blocks)
             raise InputError(
                 f"{key} has no effect: it is an axis of the grid ({names}); change grid, or add grid=single"
@@ -81,9 +85,8 @@ def settle(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     return config
 
 
-def _axes(block: dict[str, Any]) -> set[str]:
-    cells = block.get("cells") or []
-    return {key for part in (block.get("product"), block.get("zip"), *cells) for key in flatten(part or {})}
+def _axes(block: Block) -> set[str]:
+    return {key for part in (block.product, block.zip, *block.cells) for key in flatten(part)}
 
 
 def _explain(error: Exception, known: list[str]) -> str:
@@ -96,6 +99,11 @@ def _explain(error: Exception, known: list[str]) -> str:
         return f"configuration: no option {choice!r} in group {group!r}{hint}"
     if key := re.search(r"Could not override '([^']+)'", text):
         return f"configuration: unknown key {key[1]}{suggest(key[1], known)}"
+    if type(error).__name__ == "OverrideParseException":
+        return (
+            f"configuration: cannot read the override {error.override}; it reads key=value, and a value with spaces or "  # type: ignore[attr-defined]
+            "symbols goes in quotes that the shell leaves alone: 'key=\"params < 1e6\"'"
+        )
     return f"configuration: {_first_line(error)}"
 
 

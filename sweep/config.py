@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from sweep.schema import InputError
-from sweep.spec import DataSpec, Execution, Source, build
+from sweep.spec import DataSpec, Execution, Source, build, suggest
 
 # Alternatives: naming a key of one (in a grid or as an override) sets the keys of the others to null.
 ALTERNATIVES: tuple[tuple[tuple[str, ...], ...], ...] = (
@@ -110,6 +110,10 @@ class ScalarConfig:
     seed: int
     weight_average: float
 
+    def __post_init__(self) -> None:
+        if self.batch_tokens <= 0:
+            raise InputError(f"batch_tokens must be positive, not {self.batch_tokens}")
+
 
 @dataclass(frozen=True)
 class LauncherConfig:
@@ -120,6 +124,12 @@ class LauncherConfig:
     threads: int
     device: Literal["auto", "cpu", "cuda"]
     retries: int
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and self.workers < 1:
+            raise InputError(f"launcher.workers must be auto or positive, not {self.workers}")
+        if self.threads < 1 or self.retries < 0:
+            raise InputError("launcher.threads must be positive and launcher.retries not negative")
 
 
 @dataclass(frozen=True)
@@ -186,37 +196,51 @@ def read_config(config: Mapping[str, Any]) -> Config:
     for key in sorted(known - {"grid"}):
         if key not in config:
             raise InputError(f"missing key {key}")
+    for key in ("name", "sweep_dir"):
+        if not isinstance(config[key], str):
+            raise InputError(f"{key} must be str, not {config[key]!r}")
     run = {key: config[key] for key in _SCALARS}
     for name in ("model", "horizon", "optimizer", "schedule"):
         section(name, config[name])  # checked as a whole before it is taken apart
         run |= flatten(config[name], f"{name}.")
-    grid = config.get("grid") or {}
-    for key in grid:
-        if key != "blocks":
-            raise InputError(f"unknown key grid.{key}; a grid holds only blocks")
-    blocks = grid.get("blocks") or {"run": {}}
     data_fields = {f.name for f in dataclasses.fields(DataSpec)}
     source_fields = {f.name for f in dataclasses.fields(Source)}
-    data = config["data"]
+    data = _mapping("data", config["data"])
     for key in data:
         if key not in data_fields | source_fields:
             raise InputError(f"unknown key data.{key}{suggest(key, data_fields | source_fields)}")
     return Config(
         run=run,
-        blocks={name: build(Block, block or {}, f"grid.blocks.{name}") for name, block in blocks.items()},
+        blocks=grid_blocks(config) or {"run": Block()},
         data=build(DataSpec, {k: v for k, v in data.items() if k in data_fields}, "data"),
         source=build(Source, {k: v for k, v in data.items() if k in source_fields}, "data"),
-        execution=build(Execution, dict(config["execution"]), "execution"),
-        launcher=build(LauncherConfig, dict(config["launcher"]), "launcher"),
-        tracking=build(TrackingConfig, dict(config["tracking"]), "tracking"),
+        execution=build(Execution, config["execution"], "execution"),
+        launcher=build(LauncherConfig, config["launcher"], "launcher"),
+        tracking=build(TrackingConfig, config["tracking"], "tracking"),
     )
+
+
+def grid_blocks(config: Mapping[str, Any]) -> dict[str, Block]:
+    """The typed blocks of a composed configuration's grid, if any. Raises InputError where they are no blocks."""
+    grid = _mapping("grid", config.get("grid") or {})
+    for key in grid:
+        if key != "blocks":
+            raise InputError(f"unknown key grid.{key}; a grid holds only blocks")
+    blocks = _mapping("grid.blocks", grid.get("blocks") or {})
+    return {name: build(Block, block or {}, f"grid.blocks.{name}") for name, block in blocks.items()}
+
+
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{key} must be a mapping, not {value!r}")
+    return value
 
 
 def section(name: str, values: Mapping[str, Any]) -> Any:
     """The typed section `name` (model, horizon, optimizer, schedule; "" for the keys outside them) from plain,
     possibly flat, data."""
     nested: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in _mapping(name, values).items():
         head, _, tail = key.partition(".")
         if tail:
             nested.setdefault(head, {})[tail] = value
@@ -262,12 +286,3 @@ def cleared(keys: Iterable[str]) -> dict[str, None]:
         if any(named.intersection(way) for way in group):
             out |= dict.fromkeys(key for way in group if not named.intersection(way) for key in way)
     return out
-
-
-def suggest(key: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" for a mistyped key."""
-    import difflib
-
-    names = sorted(known)
-    close = difflib.get_close_matches(key, names, 1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -31,6 +32,25 @@ def plan_device(device: str) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = visible is not None and visible.strip() in ("", "-1")
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
+
+
+def plan_workers(device: str, threads: int) -> int:
+    """Runs at a time where nobody says how many, without importing torch: one per `threads` cores, or one per GPU."""
+    if plan_device(device) == "cpu":
+        return max(1, available_cores() // threads)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([name for name in visible.split(",") if name.strip()]))
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+
+def available_cores() -> int:
+    """Cores this process may use: the machine's, less by affinity and by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def estimate_seconds(planned: PlannedRun, device: str, measurements: dict[str, float]) -> tuple[float, bool]:

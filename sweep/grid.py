@@ -12,8 +12,9 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sweep.config import RUN_KEYS, Block, cleared, flatten, suggest
+from sweep.config import RUN_KEYS, Block, cleared, flatten
 from sweep.schema import InputError
+from sweep.spec import suggest
 
 WHERE_NAMES = ("params", "tokens", "flops", "batch_tokens", "steps", "n_layer", "d_model", "lr", "seed")
 

@@ -141,11 +141,9 @@ def read_plan(path: Path) -> list[PlannedRun]:
     return runs
 
 
-def plan_totals(runs: list[PlannedRun], workers: int | None = None) -> dict[str, Any]:
-    """Totals of a plan: runs, tokens, FLOPs, PF-days, worker-seconds, wall seconds on `workers` (default: one a core
-    and thread), and what the time rests on."""
-    threads = max((run.execution.threads for run in runs), default=1)
-    workers = workers or max(1, (os.cpu_count() or 1) // threads)
+def plan_totals(runs: list[PlannedRun], workers: int = 1) -> dict[str, Any]:
+    """Totals of a plan: runs, tokens, FLOPs, PF-days, worker-seconds, wall seconds on `workers`, and what the time
+    rests on."""
     seconds = sum(run.costs["seconds"] for run in runs)
     longest = max((run.costs["seconds"] for run in runs), default=0.0)
     flops = sum(run.costs["flops"] for run in runs)

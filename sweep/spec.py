@@ -13,10 +13,13 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from sweep.schema import InputError
+
+LISTED = 20  # names that a message may list
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class ScheduleSpec:
         if self.warmup_steps + self.decay_steps > self.schedule_steps:
             raise InputError(
                 f"schedule: warm-up {self.warmup_steps} + decay {self.decay_steps} steps exceed the schedule's "
-                f"{self.schedule_steps}; shorten schedule.warmup or lengthen the horizon"
+                f"{self.schedule_steps}; shorten schedule.warmup_* or lengthen the horizon"
             )
 
 
@@ -124,13 +127,16 @@ class RunSpec:
     def __post_init__(self) -> None:
         _positive(self, "batch_tokens", "steps")
         if self.batch_tokens % self.model.n_ctx:
+            below = self.batch_sequences * self.model.n_ctx
+            above = below + self.model.n_ctx
             raise InputError(
                 f"batch_tokens {self.batch_tokens} is not a multiple of model.n_ctx {self.model.n_ctx}; "
-                f"the nearest are {self.batch_tokens // self.model.n_ctx * self.model.n_ctx} and "
-                f"{-(-self.batch_tokens // self.model.n_ctx) * self.model.n_ctx}"
+                + (f"the nearest are {below} and {above}" if below else f"the nearest is {above}")
             )
         if self.model.vocab_size != self.data.vocab_size:
             raise InputError(f"model.vocab_size {self.model.vocab_size} differs from data's {self.data.vocab_size}")
+        if self.seed < 0:
+            raise InputError(f"seed must not be negative, but is {self.seed}")
         if not 0 <= self.weight_average < 1:
             raise InputError(f"weight_average must lie in [0, 1), not {self.weight_average}")
 
@@ -183,6 +189,13 @@ class Execution:
     checkpoint_seconds: float = 60.0
     save_model: bool = False  # in Hugging Face format when done
 
+    def __post_init__(self) -> None:
+        least = {"micro_batch": 1, "threads": 1, "eval_points_per_decade": 1, "eval_tail": 0, "checkpoint_seconds": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise InputError(f"execution.{name} must be at least {bound}, not {value}")
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -225,7 +238,7 @@ def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise InputError(f"unknown key {_join(where, key)}{_suggest(key, fields)}")
+            raise InputError(f"unknown key {_join(where, key)}{suggest(key, fields)}")
     values = {}
     for name, f in fields.items():
         if name in data:
@@ -285,8 +298,11 @@ def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _suggest(key: str, known: typing.Iterable[str]) -> str:
+def suggest(key: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" for a mistyped key, or what keys there are where none is near and they fit on a line."""
     import difflib
 
-    close = difflib.get_close_matches(key, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+    names = sorted(known)
+    if close := difflib.get_close_matches(key, names, 1):
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(names)}" if len(names) <= LISTED else "; isoloss plan --cfg job shows all keys"

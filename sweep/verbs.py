@@ -68,6 +68,8 @@ def plan(argv: list[str]) -> int:
     config = _composed(options)
     if config is None:
         return 0
+    from sweep.config import read_config
+    from sweep.estimate import plan_workers
     from sweep.plan import duration, plan_sweep, plan_table, plan_totals
 
     runs = plan_sweep(config)
@@ -77,8 +79,9 @@ def plan(argv: list[str]) -> int:
 
         measure(runs, devices(config["launcher"]["device"])[0], report=lambda line: print(line, file=sys.stderr))
         runs = plan_sweep(config)
-    workers = config["launcher"]["workers"]
-    totals = plan_totals(runs, None if workers == "auto" else workers)
+    launcher = read_config(config).launcher
+    workers = plan_workers(launcher.device, launcher.threads) if launcher.workers == "auto" else launcher.workers
+    totals = plan_totals(runs, workers)
     if options.json:
         _write_json(options.json, {"runs": [run.to_dict() for run in runs], "totals": totals})
         if str(options.json) == "-":
@@ -104,12 +107,11 @@ def sweep(argv: list[str]) -> int:
         return 0
     from sweep.config import read_config
     from sweep.launch.freeze import freeze
-    from sweep.launch.local import check, devices, launch
+    from sweep.launch.local import devices, launch
     from sweep.launch.lock import hold
     from sweep.plan import plan_sweep
 
     typed = read_config(config)
-    check(typed.launcher)
     # What torch finds, not what the files of a driver suggest, decides the micro-batches.
     config["launcher"]["device"] = devices(typed.launcher.device)[0].partition(":")[0]
     runs = plan_sweep(config)

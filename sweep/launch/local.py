@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from sweep.config import LauncherConfig, TrackingConfig
-from sweep.estimate import plan_device
+from sweep.estimate import available_cores, plan_device
 from sweep.launch import worker
 from sweep.launch.freeze import Frozen, recorded_status
 from sweep.launch.progress import Progress
@@ -39,14 +37,6 @@ class Outcome:
     stopped: bool = False
 
 
-def check(launcher: LauncherConfig) -> None:
-    """Raises InputError where the launcher's numbers make no sense."""
-    if launcher.workers != "auto" and launcher.workers < 1:
-        raise InputError(f"launcher.workers must be auto or positive, not {launcher.workers}")
-    if launcher.threads < 1 or launcher.retries < 0:
-        raise InputError("launcher.threads must be positive and launcher.retries not negative")
-
-
 def devices(asked: str) -> list[str]:
     """Torch devices that `launcher.device` means on this machine. Raises InputError where there is none such."""
     if plan_device(asked) == "cpu":
@@ -59,15 +49,6 @@ def devices(asked: str) -> list[str]:
     if asked == "auto":  # a driver without a device, or a torch without CUDA
         return ["cpu"]
     raise InputError(f"launcher.device={asked}: torch finds no CUDA device here; use auto or cpu")
-
-
-def available_cores() -> int:
-    """Cores this process may use: the machine's, less by affinity and by a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def launch(frozen: Frozen, launcher: LauncherConfig, tracking: TrackingConfig) -> Outcome:

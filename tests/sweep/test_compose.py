@@ -25,7 +25,9 @@ def test_interpolations_are_resolved() -> None:
         (["experiment=quick", "horizn.steps=5"], r"unknown key horizn.steps; did you mean horizon.steps\?"),
         (["experiment=quik"], r"no option 'quik' in group 'experiment'; did you mean quick\?"),
         (["model=lama"], r"no option 'lama' in group 'model'; did you mean llama\?"),
-        (["batch_tokens"], "configuration: .*batch_tokens"),
+        (["batch_tokens"], "configuration: cannot read the override .*batch_tokens.*; it reads key=value"),
+        (["+grid.blocks.run.where=params<9"], "configuration: cannot read the override .*where=params<9"),
+        (["model=null"], "configuration: .*group override"),
         (["seed=${nothing}"], "configuration: .*nothing"),
     ],
 )
@@ -45,15 +47,20 @@ def test_mistyped_overrides(overrides: list[str], complaint: str) -> None:
         ("batch_tokens=many", "batch_tokens must be int, not 'many'"),
         ("precision=fp16", "precision must be one of fp32, tf32, bf16"),
         ("launcher.workers=all", "launcher.workers must be one of auto"),
+        ("launcher.retries=-1", "launcher.retries"),
+        ("execution=null", "execution must be a mapping, not None"),
+        ("horizon=null", "horizon must be a mapping, not None"),
+        ("grid.blocks=3", "grid.blocks must be a mapping, not 3"),
+        ("+grid.blocks.run.set=3", "grid.blocks.run.set must be dict, not 3"),
+        ("sweep_dir=null", "sweep_dir must be str, not None"),
         ("data.files=3", "data.files must be tuple"),
         ("data.test_fraction=2", "test_fraction must lie between 0 and 1"),
         ("data.tokenizer=bpe data.vocab_size=0", "vocab_size must be positive"),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_refused_by_the_plan(override: str, complaint: str) -> None:
-    config = compose("sweep", override.split())
     with pytest.raises(InputError, match=complaint):
-        plan_sweep(config)
+        plan_sweep(compose("sweep", override.split()))
 
 
 def test_an_override_replaces_the_alternatives() -> None:

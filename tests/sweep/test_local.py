@@ -14,8 +14,9 @@ import pytest
 from commands import Commands, until
 
 from sweep.config import LauncherConfig
+from sweep.estimate import available_cores, plan_workers
 from sweep.launch.freeze import Frozen, freeze
-from sweep.launch.local import available_cores, check, devices
+from sweep.launch.local import devices
 from sweep.launch.lock import hold, is_held
 from sweep.plan import read_plan, write_plan
 from sweep.record import write_status
@@ -160,10 +161,9 @@ def test_results_are_not_trained_again(status: str, commands: Commands) -> None:
 
 def test_settings_that_make_no_sense() -> None:
     good = LauncherConfig(name="local", workers="auto", threads=1, device="auto", retries=0)
-    check(good)
     for change in ({"workers": 0}, {"workers": -2}, {"threads": 0}, {"retries": -1}):
         with pytest.raises(InputError, match=next(iter(change))):
-            check(dataclasses.replace(good, **change))
+            dataclasses.replace(good, **change)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,13 @@ def test_cores_follow_the_affinity() -> None:
         assert available_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_a_plan_counts_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_workers("cpu", threads=1) == available_cores()
+    assert plan_workers("cpu", threads=10**6) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert plan_workers("cuda", threads=1) == 2
 
 
 def _with_micro_batch(run, micro_batch):
