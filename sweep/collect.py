@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.accounting import count_flops, count_params
-from sweep.record import Record, read_record
-from sweep.schema import CURVE_COLUMNS, CURVES_TABLE, RUN_COLUMNS, RUNS_DIR, RUNS_TABLE, SPEC_FILE, InputError
+from sweep.record import Record, read_record, run_dirs
+from sweep.schema import CURVE_COLUMNS, CURVES_TABLE, RUN_COLUMNS, RUNS_DIR, RUNS_TABLE, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ def collect(sweep_dir: Path) -> tuple[Path, Path]:
     Runs in every status are included; the status says what they are. A damaged record is named in a warning and left
     out, a damaged line of a curve too. Raises InputError where there is no readable record at all.
     """
-    folders = sorted(path.parent for path in (sweep_dir / RUNS_DIR).glob(f"*/{SPEC_FILE}"))
+    folders = run_dirs(sweep_dir)
     if not folders:
         raise InputError(
             f"{sweep_dir}: no runs in {RUNS_DIR}/; is this a sweep directory, and has `isoloss sweep` run?"
@@ -32,7 +32,6 @@ def collect(sweep_dir: Path) -> tuple[Path, Path]:
     for folder in folders:
         try:
             record = read_record(folder)
-            _check_complete(folder, record)
         except InputError as error:
             log.warning("left out: %s", error)
             continue
@@ -93,13 +92,6 @@ def run_row(record: Record) -> dict[str, Any]:
         "mfu": status.get("mfu"),
         "device": manifest.get("device"),
     }
-
-
-def _check_complete(folder: Path, record: Record) -> None:
-    """A run that says it is done must end in its last evaluation, else its loss would be another step's."""
-    steps = record.spec.steps
-    if record.status["status"] == "done" and (not record.rows or record.rows[-1]["step"] != steps):
-        raise InputError(f"{folder}: done, but its evaluation at step {steps} is missing or damaged")
 
 
 def _write(rows: list[dict[str, Any]], columns: dict[str, str], path: Path) -> Path:

@@ -24,6 +24,7 @@ from sweep.schema import (
     CURVE_COLUMNS,
     MANIFEST_FILE,
     METRICS_FILE,
+    RUNS_DIR,
     SPEC_FILE,
     STATUS_FILE,
     STATUSES,
@@ -110,9 +111,16 @@ def read_status(run_dir: Path) -> dict[str, Any] | None:
     return status if status and status.get("status") in STATUSES else None
 
 
+def run_dirs(sweep_dir: Path) -> list[Path]:
+    """Folders under `sweep_dir` that hold a record, whole or damaged; sorted."""
+    found = (sweep_dir / RUNS_DIR).glob("*/*.json")
+    return sorted({path.parent for path in found if path.name in (SPEC_FILE, STATUS_FILE)})
+
+
 def read_record(run_dir: Path) -> Record:
     """The record in `run_dir`. Damaged lines of metrics.jsonl are left out and named; raises InputError where spec,
-    manifest or status cannot be read."""
+    manifest or status cannot be read, or where a run that is done lacks its last evaluation (its loss would be another
+    step's)."""
     spec, manifest, status = (_required(run_dir / name) for name in (SPEC_FILE, MANIFEST_FILE, STATUS_FILE))
     run_id = spec.pop("run_id", None)
     run = build(RunSpec, spec)
@@ -121,6 +129,8 @@ def read_record(run_dir: Path) -> Record:
     if status.get("status") not in STATUSES:
         raise InputError(f"{run_dir / STATUS_FILE}: unknown status {status.get('status')!r}")
     rows, problems = _read_rows(run_dir / METRICS_FILE)
+    if status["status"] == "done" and (not rows or rows[-1]["step"] != run.steps):
+        raise InputError(f"{run_dir}: done, but its evaluation at step {run.steps} is missing or damaged")
     return Record(run.run_id, run, manifest, status, rows, problems)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sweep.config import TrackingConfig
 from sweep.launch.lock import is_held
-from sweep.record import read_record
+from sweep.record import read_record, run_dirs
 from sweep.schema import PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError
 from sweep.spec import Execution, PlannedRun, Source
 from sweep.wandb_run import Destination, WandbRun, is_mirrored
@@ -91,13 +91,12 @@ def sync(sweep_dir: Path, destination: Destination, say: Callable[[str], None] =
 
     Raises InputError where there is no record, OSError or W&B's own errors where W&B cannot be written.
     """
-    runs_dir = sweep_dir / RUNS_DIR
-    run_dirs = sorted(path for path in runs_dir.iterdir() if (path / SPEC_FILE).exists()) if runs_dir.is_dir() else []
-    if not run_dirs:
+    folders = run_dirs(sweep_dir)
+    if not folders:
         raise InputError(f"{sweep_dir} holds no records to mirror ({RUNS_DIR}/RUN_ID/{SPEC_FILE})")
     plan = _plan(sweep_dir)
     result = SyncResult([], [], [], [], destination)
-    for run_dir in run_dirs:
+    for run_dir in folders:
         if is_held(run_dir):
             result.active.append(run_dir.name)
             continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.plan import read_plan, write_plan
-from sweep.record import read_status
+from sweep.record import read_record, read_status
 from sweep.schema import MANIFEST_FILE, PLAN_FILE, RUNS_DIR, InputError
 from sweep.spec import DataSpec, PlannedRun, Source
 
@@ -38,13 +38,24 @@ class Frozen:
 
     def unfinished(self) -> list[PlannedRun]:
         """Runs without a result yet (planned, running, failed), the longest first."""
-        left = [run for run in self.runs if recorded_status(self.run_dir(run)) not in FINISHED]
+        left = [run for run in self.runs if not has_result(self.run_dir(run))]
         return sorted(left, key=expected_cost, reverse=True)
 
 
 def recorded_status(run_dir: Path) -> str:
     """A run's status by its record; planned where there is none."""
     return str((read_status(run_dir) or {}).get("status", "planned"))
+
+
+def has_result(run_dir: Path) -> bool:
+    """Whether a run has ended for good and its record can be read; a damaged record is made again."""
+    if recorded_status(run_dir) not in FINISHED:
+        return False
+    try:
+        read_record(run_dir)
+    except InputError:
+        return False
+    return True
 
 
 def expected_cost(planned: PlannedRun) -> float:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.compose import packaged_configs, settle
 from sweep.config import read_config
-from sweep.launch.freeze import FINISHED, on_text, recorded_status
+from sweep.launch.freeze import has_result, on_text, recorded_status
 from sweep.launch.local import devices
 from sweep.launch.worker import Job, train_job
 from sweep.plan import plan_one
@@ -58,7 +58,7 @@ def train_one(config: dict[str, Any]) -> float:
     sweep_dir = Path(config["sweep_dir"]).expanduser()
     run_dir = sweep_dir / RUNS_DIR / planned.run_id
     status = recorded_status(run_dir)
-    if status not in FINISHED:
+    if not has_result(run_dir):
         [planned], corpora = on_text(sweep_dir, [planned], progress=True)
         job = Job(planned, run_dir, corpora[planned.data_hash or ""])
         ended = train_job(job, device, Mirror(typed.tracking), _show)

@@ -19,8 +19,9 @@ from sweep.launch.freeze import Frozen, freeze
 from sweep.launch.local import devices
 from sweep.launch.lock import hold, is_held
 from sweep.plan import read_plan, write_plan
-from sweep.record import write_status
-from sweep.schema import PLAN_FILE, InputError
+from sweep.record import RunRecord
+from sweep.schema import CURVE_COLUMNS, MANIFEST_FILE, METRICS_FILE, PLAN_FILE, SPEC_FILE, STATUS_FILE, InputError
+from sweep.spec import PlannedRun
 
 
 @pytest.fixture
@@ -141,8 +142,7 @@ def test_what_is_left_is_ordered_longest_first(commands: Commands) -> None:
     statuses = ["done", "running", "failed"]
     frozen = Frozen(commands.folder / "out", runs, {})
     for run, status in zip(runs, statuses, strict=False):
-        frozen.run_dir(run).mkdir(parents=True)
-        write_status(frozen.run_dir(run), status, error=None)
+        record(frozen, run, status)
     left = frozen.unfinished()
     assert {run.run_id for run in left} == {run.run_id for run in runs[1:]}
     seconds = [run.costs["seconds"] for run in left]
@@ -154,9 +154,19 @@ def test_results_are_not_trained_again(status: str, commands: Commands) -> None:
     runs = commands.plan()
     write_plan(commands.folder / "out" / PLAN_FILE, runs)
     frozen = Frozen(commands.folder / "out", runs, {})
-    frozen.run_dir(runs[0]).mkdir(parents=True)
-    write_status(frozen.run_dir(runs[0]), status, error="why")
+    record(frozen, runs[0], status)
     assert [run.run_id for run in frozen.unfinished()] == [runs[1].run_id]
+
+
+@pytest.mark.parametrize("name", [SPEC_FILE, MANIFEST_FILE, STATUS_FILE, METRICS_FILE])
+def test_a_result_whose_record_is_damaged_is_made_again(name: str, commands: Commands) -> None:
+    runs = commands.plan()
+    frozen = Frozen(commands.folder / "out", runs, {})
+    for run in runs:
+        record(frozen, run, "done")
+    assert frozen.unfinished() == []
+    (frozen.run_dir(runs[1]) / name).write_text("{")
+    assert frozen.unfinished() == [runs[1]]
 
 
 def test_settings_that_make_no_sense() -> None:
@@ -192,6 +202,15 @@ def test_a_plan_counts_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert plan_workers("cpu", threads=10**6) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     assert plan_workers("cuda", threads=1) == 2
+
+
+def record(frozen: Frozen, planned: PlannedRun, status: str) -> None:
+    """Leave the record of a run that ended in `status`."""
+    made = RunRecord(frozen.run_dir(planned))
+    made.begin(planned, {"data_hash": None})
+    values = dict.fromkeys(set(CURVE_COLUMNS) - {"run_id"}, 2.5)
+    made.append({**values, "step": planned.spec.steps})
+    made.set_status(status)
 
 
 def _with_micro_batch(run, micro_batch):

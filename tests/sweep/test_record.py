@@ -73,7 +73,7 @@ def test_another_run_or_other_data_is_refused(plan_tiny, tmp_path: Path) -> None
 
 
 def test_damaged_lines_are_named_and_left_out(plan_tiny, tmp_path: Path) -> None:
-    record = write(plan_tiny(), tmp_path)
+    record = write(plan_tiny(), tmp_path, "running")
     with (tmp_path / METRICS_FILE).open("a") as stream:
         stream.write('{"step": 21, "tok\n\0\0\n' + json.dumps(row(22, float("nan"))) + "\n")
     record.append(row(23))
@@ -119,7 +119,7 @@ def test_collected_tables_have_the_schema_and_every_status(plan_tiny, tmp_path: 
 
 def test_damaged_records_are_named_and_the_rest_collected(plan_tiny, tmp_path: Path, caplog) -> None:
     folders = []
-    for seed in range(4):
+    for seed in range(5):
         planned = plan_tiny(seed=seed)
         folders.append(tmp_path / "runs" / planned.run_id)
         write(planned, folders[-1])
@@ -128,10 +128,11 @@ def test_damaged_records_are_named_and_the_rest_collected(plan_tiny, tmp_path: P
     (folders[1] / SPEC_FILE).write_text(json.dumps(spec | {"steps": 21}))
     lines = (folders[2] / METRICS_FILE).read_text().splitlines()
     (folders[2] / METRICS_FILE).write_text(lines[0] + "\n" + lines[1][:40])
+    (folders[4] / SPEC_FILE).unlink()
     with caplog.at_level(logging.WARNING):
         runs = pd.read_parquet(collect(tmp_path)[0])
     assert list(runs["run_id"]) == [folders[3].name]
-    for folder in folders[:3]:
+    for folder in (*folders[:3], folders[4]):
         assert folder.name in caplog.text
 
 

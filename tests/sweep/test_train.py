@@ -24,7 +24,7 @@ from sweep.batches import test_sequences
 from sweep.evaluate import evaluation_steps
 from sweep.record import read_record, read_steps
 from sweep.run import Run
-from sweep.schema import CHECKPOINT_DIR, InputError
+from sweep.schema import CHECKPOINT_DIR, MANIFEST_FILE, METRICS_FILE, SPEC_FILE, STATUS_FILE, InputError
 from sweep.train import train_run
 
 
@@ -248,6 +248,16 @@ def test_saved_model_reproduces_the_recorded_loss(plan_tiny, tiny_corpus, tmp_pa
         logits = model(input_ids=sequences[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 256), sequences[:, 1:].reshape(-1))
     assert float(loss) == pytest.approx(curve(tmp_path)[-1]["test_loss"], rel=1e-5)
+
+
+def test_a_damaged_record_is_mended_from_the_last_checkpoint(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    planned = plan_tiny(steps=20)
+    train_run(planned, tmp_path, tiny_corpus, "cpu")
+    whole = curve(tmp_path)
+    for name in (SPEC_FILE, MANIFEST_FILE, STATUS_FILE, METRICS_FILE):
+        (tmp_path / name).write_text("{")
+    assert train_run(planned, tmp_path, tiny_corpus, "cpu") == "done"
+    assert curve(tmp_path) == whole
 
 
 def test_changed_text_is_refused_before_anything_is_written(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
