@@ -91,6 +91,8 @@ def _axes(block: Block) -> set[str]:
 
 def _explain(error: Exception, known: list[str]) -> str:
     """One line with a suggestion from Hydra's message of several lines."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
     if option := re.search(r"Could not find '([^']+)'", text):
         listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", text)
@@ -99,9 +101,9 @@ def _explain(error: Exception, known: list[str]) -> str:
         return f"configuration: no option {choice!r} in group {group!r}{hint}"
     if key := re.search(r"Could not override '([^']+)'", text):
         return f"configuration: unknown key {key[1]}{suggest(key[1], known)}"
-    if type(error).__name__ == "OverrideParseException":
+    if isinstance(error, OverrideParseException):
         return (
-            f"configuration: cannot read the override {error.override}; it reads key=value, and a value with spaces or "  # type: ignore[attr-defined]
+            f"configuration: cannot read the override {error.override}; it reads key=value, and a value with spaces or "
             "symbols goes in quotes that the shell leaves alone: 'key=\"params < 1e6\"'"
         )
     return f"configuration: {_first_line(error)}"
