@@ -145,9 +145,17 @@ def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:
             f"a model with d_model {spec.d_model} and {spec.n_head} heads cannot be saved: transformers loads only "
             "shapes whose d_model is a multiple of n_head; set execution.save_model to false"
         )
+    from transformers.utils import logging as transformers_logging
+
     model = build_model(spec, seed=0)
     found = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
     missing, unexpected = model.load_state_dict(found, strict=False)  # a tied head is no parameter of its own
     assert not unexpected, unexpected
     assert missing == (["lm_head.weight"] if spec.family == "gpt2" else []), missing
-    model.save_pretrained(path)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(path)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()

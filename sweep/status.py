@@ -55,9 +55,9 @@ class SweepStatus:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Runs by status."""
-        found = Counter(run.status for run in self.runs)
-        return {status: found[status] for status in STATUSES if found[status]}
+        """Runs by status as shown."""
+        found = Counter(run.shown for run in self.runs)
+        return {status: found[status] for status in (*STATUSES, "interrupted") if found[status]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

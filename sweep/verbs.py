@@ -59,6 +59,7 @@ def _composed(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def plan(argv: list[str]) -> int:
+    """Print the plan of a sweep and its totals, and write them as JSON."""
     parser = _composing_parser(
         "plan", "Print the runs of a sweep and what they cost. Trains nothing.", "isoloss plan experiment=quick"
     )
@@ -96,6 +97,7 @@ def plan(argv: list[str]) -> int:
 
 
 def sweep(argv: list[str]) -> int:
+    """Train what is left of a sweep."""
     options = _composing_parser(
         "sweep",
         "Train every run of a sweep. The same command again skips what is done, resumes what was cut off and retries\n"
@@ -147,6 +149,7 @@ example:
 
 
 def train(argv: list[str]) -> int:
+    """Train one run, as a Hydra application."""
     if "-h" in argv or "--help" in argv:
         print(TRAIN_HELP, end="")
         return 0
@@ -172,6 +175,7 @@ def train(argv: list[str]) -> int:
 
 
 def status(argv: list[str]) -> int:
+    """Print how far a sweep is."""
     parser = _Parser("status", "Expected runs against present records, with failures and their reason.",
                      "isoloss status sweeps/quick")  # fmt: skip
     parser.add_argument("sweep_dir", type=Path, metavar="DIR")
@@ -189,6 +193,7 @@ def status(argv: list[str]) -> int:
 
 
 def collect(argv: list[str]) -> int:
+    """Write a sweep's tables."""
     parser = _Parser("collect", "Write DIR/runs.parquet and DIR/curves.parquet from the records in DIR.",
                      "isoloss collect sweeps/quick")  # fmt: skip
     parser.add_argument("sweep_dir", type=Path, metavar="DIR")
@@ -205,6 +210,7 @@ def collect_records(sweep_dir: Path) -> None:
 
 
 def sync(argv: list[str]) -> int:
+    """Mirror a sweep's records to W&B."""
     parser = _Parser(
         "sync",
         "Create or complete one Weights & Biases run for every record in DIR; doing it again changes nothing.\n"

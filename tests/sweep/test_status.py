@@ -57,7 +57,7 @@ def test_each_run_shows_its_state_and_its_reason(sweep_dir: Path, plan: list[Pla
     with hold(record(sweep_dir, plan[4], "running", 0.5), "run"):
         state = sweep_status(sweep_dir)
     assert [run.shown for run in state.runs[:6]] == ["done", "failed", "diverged", "interrupted", "running", "planned"]
-    assert state.counts == {"planned": 3, "running": 2, "done": 1, "failed": 1, "diverged": 1}
+    assert state.counts == {"planned": 3, "running": 1, "done": 1, "failed": 1, "diverged": 1, "interrupted": 1}
     assert state.runs[1].error == "RuntimeError: no luck"
     assert state.runs[3].steps_done == plan[3].spec.steps // 2
     shares = [1.0, 0.5, 0.5, 0.5, 0.5]
@@ -68,7 +68,7 @@ def test_each_run_shows_its_state_and_its_reason(sweep_dir: Path, plan: list[Pla
     lines = console.export_text().splitlines()
     assert "RuntimeError: no luck" in lines[1]  # what went wrong comes first
     assert cut_off.name in lines[2]
-    assert f"{len(plan)} runs: 3 planned, 2 running, 1 done, 1 failed, 1 diverged" in status_line(state)
+    assert f"{len(plan)} runs: 3 planned, 1 running, 1 done, 1 failed, 1 diverged, 1 interrupted" in status_line(state)
 
 
 def test_json_holds_what_the_table_shows(sweep_dir: Path, plan: list[PlannedRun]) -> None:

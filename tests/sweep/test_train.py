@@ -237,11 +237,12 @@ def test_compiled_run_follows_the_eager_one_without_recompiling(plan_tiny, tiny_
     np.testing.assert_allclose(fused, eager, rtol=1e-4)
 
 
-def test_saved_model_reproduces_the_recorded_loss(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+def test_saved_model_reproduces_the_recorded_loss(plan_tiny, tiny_corpus, tmp_path: Path, capfd) -> None:
     from transformers import AutoModelForCausalLM
 
     planned = plan_tiny(steps=30, weight_average=0.5, execution={"save_model": True})
     train_run(planned, tmp_path, tiny_corpus, "cpu")
+    assert "".join(capfd.readouterr()) == ""  # no progress bar of its own
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     sequences = torch.from_numpy(test_sequences(tiny_corpus.test, 32, planned.spec.data.test_tokens))
     with torch.no_grad():
