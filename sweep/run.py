@@ -141,7 +141,8 @@ class Run:
             if bad is not None:
                 return f"{name} is not finite at step {len(values) - len(values[-BLOCK_STEPS:]) + bad + 1}"
         late = losses[self.spec.schedule.warmup_steps :][-CONFIRM:]
-        if len(late) == CONFIRM and float(np.median(late)) > RISE * losses[0]:
+        enough = len(late) == CONFIRM or (late and self.step == self.spec.steps)  # a short run is judged at its end
+        if enough and float(np.median(late)) > RISE * losses[0]:
             return f"loss rose from {losses[0]:.3g} to {float(np.median(late)):.3g} by step {self.step}"
         return None
 

@@ -181,6 +181,12 @@ def test_divergence_is_a_recorded_result(plan_tiny, tiny_corpus, tmp_path: Path,
     assert all(math.isfinite(row["test_loss"]) for row in record.rows)
 
 
+def test_a_run_too_short_to_confirm_it_diverges_all_the_same(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    planned = plan_tiny(steps=15, lr=3.0, grad_clip=0.0, weight_decay=0.0)
+    assert train_run(planned, tmp_path, tiny_corpus, "cpu") == "diverged"
+    assert "by step 15" in read_record(tmp_path).status["error"]
+
+
 def test_want_of_memory_is_a_recorded_result(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
     planned = plan_tiny(n_layer=1, d_ff=2**42)  # 256 TiB of weights
     assert train_run(planned, tmp_path, tiny_corpus, "cpu") == "out_of_memory"
