@@ -17,6 +17,8 @@ from sweep.schema import CURVE_COLUMNS, CURVES_TABLE, RUN_COLUMNS, RUNS_TABLE, I
 # Columns without which no law can be derived; the schema's others are filled with nulls where a table lacks them.
 NEEDED_RUN_COLUMNS = ("run_id", "params", "batch_tokens", "lr", "schedule", "seed", "status")
 NEEDED_CURVE_COLUMNS = ("run_id", "step", "tokens", "test_loss")
+POSITIVE = ("params", "batch_tokens", "lr")  # of every run that is used
+STATED = ("seed", "schedule")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Table:
 def load(path: Path, *, pool: bool = False) -> Table:
     """Read a sweep directory or its runs file (`runs.parquet`, `*.csv`; the curves lie beside it as `curves.*`).
 
-    Raises InputError where a file or a column is missing, a loss is not a positive number, or the runs were made on
-    different data and `pool` is false.
+    Raises InputError where a file, a column or a value that every law needs is missing, a loss, size, batch or rate is
+    not a positive number, an evaluation occurs twice, or the runs were made on different data and `pool` is false.
     """
     path = Path(path)
     runs_path, curves_path = _files(path)
@@ -61,13 +63,16 @@ def make_table(runs: pd.DataFrame, curves: pd.DataFrame, *, source: str = "table
     runs = runs[done].reset_index(drop=True)
     if runs.empty:
         raise InputError(f"{source}: no run is done ({len(dropped)} unfinished or failed); see `isoloss status`")
+    _usable_runs(runs, source)
     _one_data_set(runs, source, pool)
     curves = curves[curves["run_id"].isin(runs["run_id"])]
     curves = curves.sort_values(["run_id", "tokens"], kind="stable").reset_index(drop=True)
-    _positive_losses(curves, source)
-    missing = set(runs["run_id"]) - set(curves["run_id"])
+    _usable_curves(curves, source)
+    missing = set(runs["run_id"]) - set(curves["run_id"][curves["tokens"] > 0])
     if missing:
-        raise InputError(f"{source}: run {min(missing)} has no evaluation in the curves; run `isoloss collect` again")
+        raise InputError(
+            f"{source}: run {min(missing)} has no evaluation past its start in the curves; run `isoloss collect` again"
+        )
     return Table(runs, curves, dropped, source, pool and runs["data_hash"].nunique() > 1)
 
 
@@ -111,6 +116,20 @@ def _conform(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(data)
 
 
+def _usable_runs(runs: pd.DataFrame, source: str) -> None:
+    for name in (*POSITIVE, *STATED):
+        bad = runs[name].isna()
+        if name in POSITIVE:
+            values = runs[name].to_numpy(dtype=float, na_value=np.nan)
+            bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            row = runs[bad].iloc[0]
+            what = "a positive number" if name in POSITIVE else "stated"
+            raise InputError(
+                f"{source}: {name} of run {row['run_id']} is {row[name]}, not {what}; correct the run table"
+            )
+
+
 def _one_data_set(runs: pd.DataFrame, source: str, pool: bool) -> None:
     hashes = runs["data_hash"].dropna().unique()
     if len(hashes) > 1 and not pool:
@@ -120,12 +139,23 @@ def _one_data_set(runs: pd.DataFrame, source: str, pool: bool) -> None:
         )
 
 
-def _positive_losses(curves: pd.DataFrame, source: str) -> None:
-    loss = curves["test_loss"].to_numpy(dtype=float, na_value=np.nan)
-    bad = ~(np.isfinite(loss) & (loss > 0))
-    if bad.any():
-        row = curves[bad].iloc[0]
+def _usable_curves(curves: pd.DataFrame, source: str) -> None:
+    """Losses are positive, tokens are not negative, and no evaluation occurs twice."""
+    loss, tokens = (curves[name].to_numpy(dtype=float, na_value=np.nan) for name in ("test_loss", "tokens"))
+    for name, good, what in (
+        ("test_loss", np.isfinite(loss) & (loss > 0), "a positive number"),
+        ("tokens", np.isfinite(tokens) & (tokens >= 0), "a number of tokens"),
+    ):
+        if not good.all():
+            row, count = curves[~good].iloc[0], int((~good).sum())
+            raise InputError(
+                f"{source}: {name} {row[name]} of run {row['run_id']} at step {row['step']} is not {what} "
+                f"({count} such row{'s' * (count > 1)}); remove the row or mark the run diverged"
+            )
+    double = curves.duplicated(["run_id", "tokens"])
+    if double.any():
+        row = curves[double].iloc[0]
         raise InputError(
-            f"{source}: test_loss {row['test_loss']} of run {row['run_id']} at step {row['step']} is not a positive "
-            f"number ({bad.sum()} such row{'s' * (int(bad.sum()) > 1)}); remove the row or mark the run diverged"
+            f"{source}: run {row['run_id']} has two evaluations at {row['tokens']:.0f} tokens in the curves; "
+            "run `isoloss collect` again or remove one of the rows"
         )

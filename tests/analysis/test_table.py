@@ -84,3 +84,34 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path, frames: tuple[pd.Da
     with pytest.raises(InputError, match="unreadable") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("params", 0), ("params", pd.NA), ("batch_tokens", -5), ("lr", pd.NA), ("lr", 0.0), ("seed", pd.NA),
+     ("schedule", pd.NA)],
+)  # fmt: skip
+def test_a_run_without_what_every_law_needs_is_refused_by_name(
+    frames: tuple[pd.DataFrame, pd.DataFrame], column: str, value: object
+) -> None:
+    runs, curves = frames
+    runs.loc[1, column] = value
+    with pytest.raises(InputError, match=f"{column} of run {runs.loc[1, 'run_id']} is ") as caught:
+        make_table(runs, curves)
+    assert "\n" not in str(caught.value)
+    make_table(runs.assign(status=["done", "diverged"]), curves)  # a run that is not used may lack it
+
+
+def test_evaluations_without_tokens_or_given_twice_are_refused(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, curves = frames
+    for value in (-3.0, pd.NA):
+        bad = curves.copy()
+        bad.loc[3, "tokens"] = value
+        with pytest.raises(InputError, match=r"tokens .* is not a number of tokens"):
+            make_table(runs, bad)
+    with pytest.raises(InputError, match="two evaluations at"):
+        make_table(runs, pd.concat([curves, curves.iloc[3:5]]))
+    start = curves.groupby("run_id").head(1).assign(step=0, tokens=0.0)
+    with pytest.raises(InputError, match="no evaluation past its start"):
+        make_table(runs, start)
+    assert len(make_table(runs, pd.concat([start, curves])).curves) == len(curves) + 2
