@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -103,6 +104,15 @@ def test_bad_input_is_one_line_and_code_2(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_train_leaves_the_warnings_of_the_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "batch_tokens=100"]) == 2  # refused after Hydra has set up its logging
+    from sweep import checkpoint
+
+    assert not checkpoint.log.disabled
+    assert checkpoint.log.isEnabledFor(logging.WARNING)
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
