@@ -72,6 +72,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
     surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, measured, flat, noise.sigma, warnings)
     result = Laws(
         meta={},
+        runs=_ends([*undecayed, *decayed]),
         critical=critical,
         adjusted=_adjusted(undecayed, critical, law),
         frontier=edge,
@@ -119,7 +120,7 @@ def _try(warnings: Warnings, law: str, derive_it: Callable[[], T]) -> T | None:
     try:
         return derive_it()
     except InputError as error:
-        warnings.add(law, "skipped", str(error))
+        warnings.add(law, "skipped", str(error).removeprefix(f"{law}: "))
         return None
 
 
@@ -132,6 +133,11 @@ def _main(runs: Sequence[Run], kind: str, warnings: Warnings) -> list[Run]:
             "(or its end), precision, weight average or data and are left out; analyse them in a table of their own"
         )  # fmt: skip
     return chosen
+
+
+def _ends(runs: Sequence[Run]) -> pd.DataFrame:
+    rows = [(run.run_id, run.params, 6 * run.params * run.final_tokens) for run in runs]
+    return pd.DataFrame(rows, columns=["run_id", "params", "flops"])
 
 
 def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | None) -> pd.DataFrame:

@@ -29,7 +29,8 @@ class Critical:
     crossings: one row a run and target. cells: one row a model, batch and target, over the best rate and the seeds.
     points: one row a model and target, the fitted S_min, E_min, B_crit. law: B_star, alpha_B, slope = -1/alpha_B, and
     B_crit at `at_loss`; None where fewer than three points are used. rises: whether B_crit rises as the loss falls,
-    "yes", "no" or "undecided" by the interval of the slope. line: the law with its band over the measured losses.
+    "yes", "no" or "undecided" by the interval of the slope, "unknown" where there is none. line: the law with its band
+    over the measured losses.
     """
 
     crossings: pd.DataFrame
@@ -159,11 +160,13 @@ class Surface:
 class Laws:
     """All laws of one table. A section is None where the table cannot support it; `warnings` says why.
 
-    adjusted: every logged point of the undecayed runs with B_crit at its loss, S_min, E_min and C_min. slices,
-    slice_lines: loss against N at fixed compute and at fixed steps, read and fitted (Kaplan fig. 11).
+    runs: size and compute at the end of every run that was used. adjusted: every logged point of the undecayed runs
+    with B_crit at its loss, S_min, E_min and C_min. slices, slice_lines: loss against N at fixed compute and at fixed
+    steps, read and fitted (Kaplan fig. 11).
     """
 
     meta: dict[str, Any]
+    runs: pd.DataFrame
     critical: Critical | None
     adjusted: pd.DataFrame
     frontier: Frontier | None

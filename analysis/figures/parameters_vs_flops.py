@@ -61,10 +61,9 @@ def published() -> FigureData:
 def measured(laws: Laws) -> FigureData | None:
     """The sweep's runs and approaches in their own range, and where that lies on the published figure."""
     lines = {name: line for name, line, _ in _measured_lines(laws)}
-    if not lines or laws.adjusted is None:
+    if not lines:
         return None
-    runs = laws.adjusted.groupby("run_id")[["flops", "params"]].max()
-    parts = [rows("own", "runs", "point", runs["flops"], runs["params"], label="runs (final)")]
+    parts = [rows("own", "runs", "point", laws.runs["flops"], laws.runs["params"], label="runs (final)")]
     for name, line, label in _measured_lines(laws):
         parts.append(rows("own", name, "line", line["flops"], line["params"], label=label))
         parts.append(rows("own", name, "band", line["flops"], line["params"], low=line["low"], high=line["high"]))

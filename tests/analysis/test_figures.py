@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from analysis import figures as registry
 from analysis.figures import NAMES, module, style
+from analysis.laws import derive
+from analysis.simulate import decayed_sweep
 from sweep.schema import PF_DAY
 
 DPI = 50
@@ -312,6 +314,20 @@ def test_a_poor_sweep_draws_what_it_can(poor: Any, tmp_path: Path) -> None:
     files = registry.write_measured(poor.laws, tmp_path, dpi=DPI)
     assert list(files) == ["critical_batch"]
     assert all(path.stat().st_size > 0 for path in files["critical_batch"])
+
+
+def test_a_sweep_of_decayed_runs_draws_what_it_can() -> None:
+    """As `experiment=isoflop` makes it: no run of a constant rate, so no critical batch and nothing adjusted."""
+    shapes = [(2, 8 * k) for k in (1, 2, 3, 4, 6, 8)]
+    laws = derive(decayed_sweep(np.geomspace(1e10, 1e12, 4), shapes=shapes), replicates=0)
+    made = {name: module(name).measured(laws) for name in NAMES}
+    assert {name for name, data in made.items() if data is not None} >= {"parameters_vs_flops", "isoflop", "isoloss"}
+    points = select(made["parameters_vs_flops"].frame, "own", "runs", "point")
+    assert len(points) == laws.meta["runs"]
+    assert points["x"].max() == pytest.approx(1e12, rel=0.05)
+    for data in made.values():
+        if data is not None:
+            draw(data)
 
 
 # --- words on axes ------------------------------------------------------------------------------------------------
