@@ -110,6 +110,8 @@ def seed_noise(runs: Iterable[Run]) -> SeedNoise:
         grid = grid[grid >= start - 1e-9]
         if members[0].decayed:
             grid = grid[-1:]
+        if not len(grid):  # all of it lies in the warm-up
+            continue
         values = np.array([np.interp(grid, run.ln_tokens, run.ln_loss) for run in members])
         residuals = values - values.mean(axis=0)
         squares += float((residuals**2).sum()) / len(grid)

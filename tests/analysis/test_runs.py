@@ -31,6 +31,13 @@ def test_without_repeats_the_noise_is_assumed_and_says_so() -> None:
     assert (noise.sigma, noise.freedom) == (ASSUMED_SIGMA, 0)
 
 
+def test_repeats_that_end_in_the_warmup_say_nothing_of_the_noise() -> None:
+    table = synthetic_sweep(cells=CELLS, seeds=SEEDS, tokens=1e6)
+    table.runs["warmup_tokens"] = 1e9
+    noise = seed_noise(extract(table))
+    assert (noise.sigma, noise.freedom) == (ASSUMED_SIGMA, 0)
+
+
 def with_more(table: Table, suffix: str = "b", **changes: object) -> Table:
     """The table with a second copy of its runs in which some columns differ."""
     runs = table.runs.assign(run_id=table.runs["run_id"] + suffix, **changes)
