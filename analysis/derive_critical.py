@@ -15,6 +15,7 @@ from analysis.runs import Run
 
 LAW = "critical-batch"
 _Z = 1.6449  # of a 90% interval
+_MISFIT = 2.0  # standard errors of the points: residuals beyond this are the law's, not the noise's
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def derive_critical(
         points=points,
         law=None,
         at_loss=None,
-        rises="undecided",
+        rises="unknown",
         line=pd.DataFrame(columns=["loss", "B_crit", "low", "high"], dtype=float),
     )
     _warn(section, warnings, known)
@@ -72,8 +73,9 @@ def derive_critical(
     at_loss = round(float(np.exp(np.average(np.log(used["target_loss"]), weights=weight))), 2)
     estimates = law_estimates(law, at_loss)
     _warn_sizes(own, points, warnings)
+    _warn_misfit(law[0], used, at_loss, warnings)
     slope = estimates["slope"]
-    rises = "undecided"
+    rises = "unknown"
     if slope.low is not None and slope.high is not None:
         rises = "yes" if slope.high < 0 else "no" if slope.low > 0 else "undecided"
     line = law_line(law, used["target_loss"].min(), used["target_loss"].max())
@@ -236,6 +238,17 @@ def _warn_sizes(own: dict[str, np.ndarray], points: pd.DataFrame, warnings: Warn
                     LAW, "depends_on_size", f"at loss {loss:g} B_crit of {one} is {ratio.value:.2f} [{ratio.low:.2f}, "
                     f"{ratio.high:.2f}] times that of {other}: it does not depend on the loss alone"
                 )  # fmt: skip
+
+
+def _warn_misfit(law: np.ndarray, used: pd.DataFrame, at_loss: float, warnings: Warnings) -> None:
+    """The intervals hold noise, not the error of a power law where B_crit follows none."""
+    residual = np.log(used["B_crit"]) - law[0] - law[1] * np.log(used["target_loss"])
+    rms, errors = (float(np.sqrt(np.mean(r**2))) for r in (residual, residual * used["B_crit"] / used["B_crit_se"]))
+    if errors > _MISFIT:
+        warnings.add(
+            LAW, "misfit", f"the law misses the measured B_crit by {rms:.0%} on average, {errors:.1f} times their "
+            f"standard errors; its intervals (B_crit at loss {at_loss:g} is one of them) do not hold that error"
+        )  # fmt: skip
 
 
 def _warn(section: Critical, warnings: Warnings, known: bool) -> None:

@@ -13,6 +13,7 @@ RISES = {
     "yes": "yes: the interval of its slope against the loss lies below zero",
     "no": "no: the interval of its slope against the loss lies above zero",
     "undecided": "undecided: the interval of its slope against the loss holds zero",
+    "unknown": "not said without intervals",
 }
 MISSING = "not measured"
 

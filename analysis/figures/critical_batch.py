@@ -88,7 +88,7 @@ def measured(laws: Laws) -> FigureData | None:
         size = text.whole(float(points.loc[points["group"] == group, "params"].iloc[0]))
         panels[group] = Panel(f"Trade-off, {group} (N = {size})", STEPS, TOKENS, legend=None)
         parts += _measured_trade_off(laws, group)
-    said = {"yes": "rises", "no": "does not rise", "undecided": "cannot be said to rise or fall"}[critical.rises]
+    said = {"yes": "rises", "no": "falls"}.get(critical.rises, "cannot be said to rise or fall")
     return FigureData(
         NAME,
         "Critical batch size and the trade-off between steps and tokens",

@@ -64,9 +64,11 @@ def test_bracketing_and_missing_batches() -> None:
 
 def test_parameters_stay_positive_where_the_line_would_not() -> None:
     """Steps that fall faster than 1/B: the linear intercept is negative, S_min is not."""
-    found = cb.critical_batch(BATCHES, 1e6 / BATCHES**1.1)
-    assert found["S_min"].value >= 0
-    assert found["E_min"].value > 0
+    steps = 1e6 / BATCHES**1.1
+    assert np.polyfit(1 / BATCHES, steps, 1)[1] < 0
+    found = cb.critical_batch(BATCHES, steps)
+    assert 0 <= found["S_min"].value < 0.01 * steps.min()
+    assert found["E_min"].value == pytest.approx(np.exp(np.mean(np.log(steps * BATCHES))), rel=0.01)
 
 
 def test_unusable_input_is_refused() -> None:
@@ -138,6 +140,21 @@ def test_noise_and_its_errors() -> None:
     assert low < -1 / TRUTH.alpha_B + 0.5
     assert high > -1 / TRUTH.alpha_B - 0.5
     assert section.rises == "yes"
+
+
+def test_a_b_crit_that_follows_no_power_law_is_reported() -> None:
+    """The law's interval holds noise only, so a line through bent points must not stand without a warning."""
+    table = synthetic_sweep(tokens=3e6, sigma=1e-3, seed=3)
+    assert "misfit" not in {w["code"] for w in derive(table, sigma=1e-3)[2]}
+    # Large batches lose on the way down: below a loss of 2.3 every batch needs more steps, the larger the more so.
+    runs = table.runs.set_index("run_id")["batch_tokens"].astype(float)
+    share = np.log(table.curves["run_id"].map(runs).to_numpy(dtype=float) / 256) / np.log(64)
+    loss = table.curves["test_loss"].to_numpy(dtype=float)
+    table.curves["test_loss"] = np.where(loss < 2.3, loss + 0.4 * np.clip(share, 0, 1) * (2.3 - loss), loss)
+    warnings = derive(table, sigma=1e-3)[2]
+    assert next(w["message"] for w in warnings if w["code"] == "misfit").startswith(
+        "the law misses the measured B_crit"
+    )
 
 
 def test_best_rate_is_taken_per_target_and_its_edge_flagged() -> None:
