@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.results import Laws, Warnings
 from analysis.runs import Run, SeedNoise
-from analysis.sizes import Size
+from analysis.sizes import LEAST_SIZES, Size
 from analysis.table import Table
 
 MANY_EPOCHS = 4.0  # beyond about four passes repeated data is worth less (Muennighoff et al. 2023)
@@ -41,6 +41,12 @@ def warn_sizes(runs: Sequence[Run], sizes: Sequence[Size], batch: float | None, 
     one_layer = sorted({run.group for run in runs if run.n_layer == 1} & set(left))
     if one_layer:
         warnings.add("frontier", "one_layer", f"one-layer models are left out of the envelopes: {', '.join(one_layer)}")
+    shallow = [size.group for size in sizes if any(runs[i].n_layer == 1 for i in size.members)]
+    if shallow:
+        warnings.add(
+            "frontier", "one_layer", f"one-layer models ({', '.join(shallow)}) are used for want of {LEAST_SIZES} "
+            "deeper sizes; their curves follow another law (Kaplan et al. 2020, App. D.7)"
+        )  # fmt: skip
     other = [group for group in left if group not in one_layer]
     if other:
         warnings.add("frontier", "other_batch", f"without a run at the common batch of {batch:.0f}: {', '.join(other)}")

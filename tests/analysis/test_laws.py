@@ -150,6 +150,20 @@ def test_warnings_of_a_table() -> None:
     assert laws.meta["sigma_source"] == "assumed"
 
 
+def test_only_one_layer_models_are_used_with_a_warning() -> None:
+    cells = {(1, d): (16,) for d in (8, 16, 24, 32, 48)}
+    laws = derive(synthetic_sweep(cells=cells, tokens=5e5, seeds={}, points_per_decade=5), replicates=0)
+    (message,) = [w["message"] for w in laws.warnings if w["code"] == "one_layer"]
+    assert "1x8, 1x16, 1x24, 1x32, 1x48" in message
+    assert laws.frontier is not None
+
+
+def test_whether_b_crit_rises_is_not_said_without_intervals(table: Table) -> None:
+    critical = derive(table, replicates=0).critical
+    assert critical is not None
+    assert critical.rises == "unknown"
+
+
 def test_batches_that_do_not_bracket_b_crit_give_no_law() -> None:
     """Only batches far above B_crit: S hardly depends on them."""
     cells = {shape: (512, 1024, 2048) if shape == (2, 16) else (512,) for shape in SMALL_SWEEP}
