@@ -32,9 +32,10 @@ LAW_TEXT = {
     "critical-batch": ("Critical batch size", "B_crit = B_* / L^(1/α_B), in tokens; B_* is its value at one nat."),
     "adjusted": (
         "Frontier, adjusted to C_min",
-        "y = coefficient · C_min^exponent along the lower envelope; B at B_crit, S is S_min, D = 2·B_crit·S_min.",
+        "y = coefficient · C_min^exponent along the lower envelope, C_min in FLOP; B at B_crit, S is S_min, "
+        "D = 2·B_crit·S_min.",
     ),
-    "raw": ("Frontier at the fixed batch", "y = coefficient · C^exponent along the lower envelope, C = 6ND."),
+    "raw": ("Frontier at the fixed batch", "y = coefficient · C^exponent along the lower envelope, C = 6ND in FLOP."),
     "isoflop": ("IsoFLOP minima", "N ∝ C^a and D ∝ C^b through the minima of the parabolas."),
     "parametric": ("Parametric fit", "L = E + A/N^α + B/D^β; a = β/(α+β), b = α/(α+β)."),
     "kaplan": ("Kaplan's surface", "L(N, S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S."),

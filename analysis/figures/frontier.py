@@ -78,7 +78,7 @@ def measured(laws: Laws) -> FigureData | None:
             ("point", optima[optima["used"]]),
             ("bound", optima[~optima["used"]]),
         ):
-            label = "envelope" if role == "point" else "envelope, not used (edge)"
+            label = "envelope" if role == "point" else "envelope, best size at an edge"
             parts.append(rows(kind, "envelope", role, part["flops"] / PF_DAY, part["loss"], label=label))
         line = frontier.lines[(frontier.lines["kind"] == kind) & (frontier.lines["quantity"] == "L")]
         fit = frontier.fits.get(kind, {}).get("L")
@@ -95,7 +95,7 @@ def measured(laws: Laws) -> FigureData | None:
         "Training curves and their lower envelope",
         f"Left: smoothed test loss of each size at the batch {batch}, against C = 6ND. Right: against $C_{{min}}$, "
         "the compute at a batch far below the critical one. Marks: the lower envelope; hollow where its best size is "
-        "the sweep's edge.",
+        "the smallest or largest that reached it.",
         text.measured_footer(laws),
         panels,
         join(parts),

@@ -98,7 +98,7 @@ def measured(laws: Laws) -> FigureData | None:
         NAME,
         "Compute-efficient model size and steps",
         f"Solid, circles: adjusted to $C_{{min}}$. Dashed, squares: {batch}. Hollow: the best size is the smallest or "
-        f"largest of the sweep, so the mark is a bound and not fitted. Bars and bands: {laws.level:.0%} intervals.",
+        f"largest that reached that compute, so the mark is a bound. Bars and bands: {laws.level:.0%} intervals.",
         text.measured_footer(laws),
         panels,
         join(parts),
