@@ -116,6 +116,8 @@ def derive_slices(
         rows = []
         for size, (y, index) in zip(sizes, pairs, strict=True):
             good = np.isfinite(y)
+            if not good.any():  # all of it lies in the warm-up
+                continue
             values = np.interp(ln_tokens, size.x[good], y[good], np.nan, np.nan)
             position = np.minimum(np.searchsorted(size.x, ln_tokens), len(index) - 1)
             rows += [

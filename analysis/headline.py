@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,13 @@ def headline(laws: Laws) -> list[Line]:
             "total compute",
             f"{number(laws.meta['flops_total'])} FLOP ({number(laws.meta['flops_total'] / PF_DAY)} PF-days)",
         ),
-        Line("training time", duration(float(laws.meta["wall_s_total"])) + " summed over runs"),
+        Line("training time", training_time(laws.meta)),
     ]
+
+
+def training_time(meta: Mapping[str, Any]) -> str:
+    """Wall time of all runs, where the table has it."""
+    return "not recorded" if meta["wall_s_total"] is None else f"{duration(meta['wall_s_total'])} summed over runs"
 
 
 def duration(seconds: float) -> str:

@@ -180,7 +180,7 @@ def _meta(table: Table, noise: SeedNoise, tuning: float, replicates: int, second
         "runs": len(runs),
         "runs_dropped": dict(table.dropped),
         "flops_total": float((6 * runs["params"] * runs["tokens"]).sum()),
-        "wall_s_total": float(runs["wall_s"].sum()),
+        "wall_s_total": float(runs["wall_s"].sum()) if runs["wall_s"].notna().all() else None,
         "sigma": noise.sigma,
         "sigma_source": "seeds" if noise.freedom else "assumed",
         "correlation": noise.correlation,

@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import published as pub
 from analysis.figures import NAMES, module
 from analysis.figures.text import interval, number, whole
-from analysis.headline import duration, headline
+from analysis.headline import headline, training_time
 from analysis.results import Laws
 from analysis.table import Table
 from sweep.schema import PF_DAY
@@ -105,9 +105,9 @@ def _about(laws: Laws, table: Table) -> list[tuple[str, str]]:
     sizes, batches = runs["params"].astype(float), runs["batch_tokens"].astype(float)
     passes = runs["epochs"].dropna().astype(float)
     noise = "between seeds" if meta["sigma_source"] == "seeds" else "assumed, no cell was repeated"
-    text = meta["data_name"] or "unnamed"
+    text, known = meta["data_name"] or "unnamed", meta["data_hash"] or "not recorded"
     return [
-        ("text", f"{text}, data hash {meta['data_hash']}, {number(_float(meta['bytes_per_token']))} bytes per token"),
+        ("text", f"{text}, data hash {known}, {number(_float(meta['bytes_per_token']))} bytes per token"),
         ("runs", f"{len(runs)} done" + (f", {len(table.dropped)} not used" if table.dropped else "")),
         (
             "models",
@@ -119,7 +119,7 @@ def _about(laws: Laws, table: Table) -> list[tuple[str, str]]:
         ("schedule", _text(runs, "schedule")),
         ("device and precision", f"{_text(runs, 'device')}, {_text(runs, 'precision')}"),
         ("compute", f"{number(meta['flops_total'])} FLOP = {number(meta['flops_total'] / PF_DAY)} PF-days (6ND)"),
-        ("training time", f"{duration(float(meta['wall_s_total']))}, summed over runs"),
+        ("training time", training_time(meta)),
         ("seed noise", f"{meta['sigma']:.2%} of the loss (standard deviation, {noise})"),
         ("tuning scatter", f"{meta['tuning']:.2%} of the steps (standard deviation between cells)"),
         ("convention", "N = attention and MLP matrices, C = 6ND, losses in nats per token"),
@@ -209,7 +209,7 @@ def _run_table(table: Table) -> list[dict[str, str]]:
     return [
         {
             "run": str(run["run_id"]),
-            "model": f"{run['n_layer']}x{run['d_model']}",
+            "model": "–" if pd.isna(run["n_layer"]) else f"{run['n_layer']}x{run['d_model']}",
             "N": whole(_float(run["params"])),
             "B (tokens)": whole(_float(run["batch_tokens"])),
             "lr": f"{run['lr']:.3g}",

@@ -73,7 +73,7 @@ def make_table(runs: pd.DataFrame, curves: pd.DataFrame, *, source: str = "table
         raise InputError(
             f"{source}: run {min(missing)} has no evaluation past its start in the curves; run `isoloss collect` again"
         )
-    return Table(runs, curves, dropped, source, pool and runs["data_hash"].nunique() > 1)
+    return Table(_fill_from_curves(runs, curves), curves, dropped, source, pool and runs["data_hash"].nunique() > 1)
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -96,6 +96,15 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype={"run_id": "string"}) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
         raise InputError(f"{path}: unreadable ({str(error).splitlines()[0]}); run `isoloss collect` again") from error
+
+
+def _fill_from_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """What a table from elsewhere may lack and the last evaluation knows: steps, tokens, test loss, and C = 6 N D."""
+    last = curves.groupby("run_id").last()
+    filled = {name: runs[name].fillna(runs["run_id"].map(last[of])) for name, of in
+              (("steps", "step"), ("tokens", "tokens"), ("test_loss", "test_loss"))}  # fmt: skip
+    flops = runs["flops"].fillna(6 * runs["params"] * filled["tokens"])
+    return runs.assign(**filled, flops=flops).astype(RUN_COLUMNS)
 
 
 def _need(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:

@@ -150,6 +150,14 @@ def test_warnings_of_a_table() -> None:
     assert laws.meta["sigma_source"] == "assumed"
 
 
+def test_runs_that_end_in_the_warmup_leave_nothing_to_derive() -> None:
+    table = synthetic_sweep(cells={(2, d): (16,) for d in (8, 16, 24, 32)}, tokens=3e5, seeds={})
+    table.runs["warmup_tokens"] = 1e9
+    laws = derive(table, replicates=0)
+    assert (laws.critical, laws.frontier, laws.isoflop, laws.parametric, laws.surface) == (None,) * 5
+    assert laws.slices.empty
+
+
 def test_only_one_layer_models_are_used_with_a_warning() -> None:
     cells = {(1, d): (16,) for d in (8, 16, 24, 32, 48)}
     laws = derive(synthetic_sweep(cells=cells, tokens=5e5, seeds={}, points_per_decade=5), replicates=0)

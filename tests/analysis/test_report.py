@@ -14,7 +14,9 @@ import pytest
 from analysis.figures import NAMES, write_measured
 from analysis.figures.text import interval, number
 from analysis.headline import MISSING, duration, headline
+from analysis.laws import derive
 from analysis.report import write_report
+from analysis.table import NEEDED_CURVE_COLUMNS, NEEDED_RUN_COLUMNS, make_table
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -107,6 +109,15 @@ def test_a_poor_sweep_says_what_is_missing(poor: Any, tmp_path: Path) -> None:
     lines = {line.name: line.value for line in headline(poor.laws)}
     assert lines["exponent of N(C_min)"] == MISSING
     assert lines["alpha_B"] == number(poor.laws.critical.law["alpha_B"].value)
+
+
+def test_a_table_of_the_needed_columns_alone_has_a_report(poor: Any, tmp_path: Path) -> None:
+    runs, curves = poor.table.runs[list(NEEDED_RUN_COLUMNS)], poor.table.curves[list(NEEDED_CURVE_COLUMNS)]
+    table = make_table(runs, curves, source="mine")
+    text = "".join(outline(write_report(derive(table, replicates=0), table, {}, tmp_path).read_text()).text)
+    assert "training timenot recorded" in text
+    for word in ("nan", "<NA>", "None"):
+        assert word not in text
 
 
 def test_names_are_escaped(poor: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.simulate import synthetic_sweep
-from analysis.table import load, make_table
+from analysis.table import NEEDED_CURVE_COLUMNS, NEEDED_RUN_COLUMNS, load, make_table
 from sweep.schema import CURVES_TABLE, RUNS_TABLE, InputError
 
 
@@ -115,3 +115,13 @@ def test_evaluations_without_tokens_or_given_twice_are_refused(frames: tuple[pd.
     with pytest.raises(InputError, match="no evaluation past its start"):
         make_table(runs, start)
     assert len(make_table(runs, pd.concat([start, curves])).curves) == len(curves) + 2
+
+
+def test_a_table_of_the_needed_columns_alone_is_filled_from_its_curves(
+    frames: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    runs, curves = frames
+    found = make_table(runs[list(NEEDED_RUN_COLUMNS)], curves[list(NEEDED_CURVE_COLUMNS)]).runs
+    for name in ("steps", "tokens", "flops", "test_loss"):
+        pd.testing.assert_series_equal(found[name], runs[name])
+    assert found["n_layer"].isna().all()
