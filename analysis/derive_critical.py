@@ -245,9 +245,13 @@ def _warn_misfit(law: np.ndarray, used: pd.DataFrame, at_loss: float, warnings: 
     residual = np.log(used["B_crit"]) - law[0] - law[1] * np.log(used["target_loss"])
     rms, errors = (float(np.sqrt(np.mean(r**2))) for r in (residual, residual * used["B_crit"] / used["B_crit_se"]))
     if errors > _MISFIT:
+        distance = np.abs(np.log(used["target_loss"] / at_loss))
+        near = used[distance == distance.min()]
+        read = ", ".join(f"{row.B_crit:,.0f} ({row.group})" for row in near.itertuples())
         warnings.add(
             LAW, "misfit", f"the law misses the measured B_crit by {rms:.0%} on average, {errors:.1f} times their "
-            f"standard errors; its intervals (B_crit at loss {at_loss:g} is one of them) do not hold that error"
+            f"standard errors; its intervals do not hold that error. At loss {near['target_loss'].iloc[0]:g} it gives "
+            f"{np.exp(law[0] + law[1] * np.log(near['target_loss'].iloc[0])):,.0f} tokens where {read} were measured"
         )  # fmt: skip
 
 
