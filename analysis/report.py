@@ -8,7 +8,9 @@ run table, and how to reproduce it.
 from __future__ import annotations
 
 import base64
+import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +24,7 @@ from analysis.figures.text import interval, number, whole
 from analysis.headline import headline, training_time
 from analysis.results import Laws
 from analysis.table import Table
-from sweep.schema import PF_DAY
+from sweep.schema import MANIFEST_FILE, PF_DAY, RUNS_DIR
 
 TEMPLATE = "report.html"
 REPORT = "report.html"
@@ -91,6 +93,7 @@ def write_report(
         runs=_run_table(table),
         dropped=sorted(table.dropped.items()),
         command=command,
+        origin=_origin(Path(table.source)),
         source=table.source,
         versions=_versions(),
     )
@@ -249,6 +252,21 @@ def _float(value: Any) -> float | None:
 
 def _text(runs: pd.DataFrame, column: str) -> str:
     return ", ".join(sorted(map(str, runs[column].dropna().unique()))) or "not recorded"
+
+
+def _origin(source: Path) -> list[str]:
+    """The sweep's own commands and revisions, from its runs' manifests; none where the table came alone."""
+    lines = set()
+    for file in (source / RUNS_DIR).glob(f"*/{MANIFEST_FILE}"):
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            command = shlex.join([Path(manifest["argv"][0]).name, *manifest["argv"][1:]])
+        except (OSError, ValueError, LookupError, TypeError):  # a damaged manifest costs a line, not the report
+            continue
+        git = manifest.get("git") or {}
+        changes = " with local changes" if git.get("dirty") else ""
+        lines.add(f"{command}  # revision {git['sha'][:12]}{changes}" if git.get("sha") else command)
+    return sorted(lines)
 
 
 def _versions() -> str:

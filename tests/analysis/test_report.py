@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,6 +119,20 @@ def test_a_table_of_the_needed_columns_alone_has_a_report(poor: Any, tmp_path: P
     assert "training timenot recorded" in text
     for word in ("nan", "<NA>", "None"):
         assert word not in text
+
+
+def test_the_sweep_s_own_command_is_given_where_its_manifests_lie(poor: Any, tmp_path: Path) -> None:
+    table = dataclasses.replace(poor.table, source=str(tmp_path))
+    whole = {
+        "argv": ["/bin/isoloss", "sweep", "experiment=my sweep"],
+        "git": {"sha": "0123456789abcdef", "dirty": True},
+    }
+    for run, text in (("a", json.dumps(whole)), ("b", '{"argv": ["isoloss"'), ("c", '{"argv": []}')):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "manifest.json").write_text(text)
+    text = html.unescape(write_report(poor.laws, table, {}, tmp_path / "out").read_text())
+    assert "isoloss sweep 'experiment=my sweep'  # revision 0123456789ab with local changes" in text
+    assert "/bin/isoloss" not in text
 
 
 def test_names_are_escaped(poor: Any, tmp_path: Path) -> None:
