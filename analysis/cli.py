@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from analysis.table import Table
 
 FITS_FILE = "fits.json"
+ADJUSTED_FILE = "adjusted.parquet"  # S_min, E_min and C_min at every logged step
 FIGURES_DIR = "figures"
 REPLICATES = 200
 
 ANALYZE_HELP = """\
-Derive all laws of a sweep, with intervals, and write fits.json, figures/ and report.html.
+Derive all laws of a sweep, with intervals, and write fits.json, adjusted.parquet (S_min and C_min of every
+logged step), figures/ and report.html.
 
 example: isoloss analyze sweeps/quick
          isoloss analyze sweeps/quick/runs.parquet --out analysis --bootstrap 1000"""
@@ -69,6 +71,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     text = "simulated sweeps behind the intervals (default %(default)s; 0: no intervals)"
     parser.add_argument("--bootstrap", type=_count, default=REPLICATES, metavar="K", help=text)
     parser.add_argument("--seed", type=_count, default=0, metavar="I", help="of those simulations (default 0)")
+    parser.add_argument("--pool-data", action="store_true", help="take runs on different texts together")
     choices = ("auto", "cpu", "cuda")
     parser.add_argument("--device", choices=choices, default="auto", help="where laws are fitted (default auto)")
     return parser
@@ -93,6 +96,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     fits = out / FITS_FILE
     fits.write_text(json.dumps(laws.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    laws.adjusted.to_parquet(out / ADJUSTED_FILE, index=False)
     figures = write_measured(laws, out / FIGURES_DIR)
     report = write_report(laws, table, figures, out, command=f"isoloss analyze {source}")
     for warning in laws.warnings:
@@ -136,7 +140,7 @@ def _derive(source: Path, arguments: argparse.Namespace) -> tuple[Laws, Table]:
     from analysis.laws import derive
     from analysis.table import load
 
-    table = load(source)
+    table = load(source, pool=arguments.pool_data)
     return derive(table, replicates=arguments.bootstrap, seed=arguments.seed, device=_device(arguments.device)), table
 
 

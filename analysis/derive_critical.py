@@ -69,9 +69,9 @@ def derive_critical(
     _warn(section, warnings, known)
     if not known:
         return section, None
-    weight = 1 / (used["B_crit_se"] / used["B_crit"]) ** 2
-    at_loss = round(float(np.exp(np.average(np.log(used["target_loss"]), weights=weight))), 2)
-    estimates = law_estimates(law, at_loss)
+    at = _stated_target(used, targets)
+    at_loss = float(targets[at])
+    estimates = {**law_estimates(law), "B_crit": estimate(np.exp(_read(groups, at)))}
     _warn_sizes(own, points, warnings)
     _warn_misfit(law[0], used, at_loss, warnings)
     slope = estimates["slope"]
@@ -83,9 +83,9 @@ def derive_critical(
     return section, law
 
 
-def law_estimates(law: np.ndarray, at_loss: float) -> dict[str, Estimate]:
-    """B_star, alpha_B, slope and B_crit at `at_loss`. The interval of alpha_B = -1/slope follows from that of the
-    slope; it has no upper end where the slope may be zero."""
+def law_estimates(law: np.ndarray) -> dict[str, Estimate]:
+    """B_star, alpha_B and slope. The interval of alpha_B = -1/slope follows from that of the slope; it has no upper end
+    where the slope may be zero."""
     slope = estimate(law[:, 1])
     alpha = Estimate(-1 / slope.value)
     if slope.se is not None and slope.low is not None and slope.high is not None:
@@ -96,8 +96,28 @@ def law_estimates(law: np.ndarray, at_loss: float) -> dict[str, Estimate]:
         "B_star": estimate(np.exp(law[:, 0])),
         "alpha_B": alpha,
         "slope": slope,
-        "B_crit": estimate(np.exp(law[:, 0] + law[:, 1] * np.log(at_loss))),
     }
+
+
+def _stated_target(used: pd.DataFrame, targets: np.ndarray) -> int:
+    """The target at which B_crit is stated: of those that the most models measured, the one nearest to the centre of
+    all points, weighted by how well they are known."""
+    weight = (used["B_crit"] / used["B_crit_se"]) ** 2
+    centre = np.average(np.log(used["target_loss"]), weights=weight)
+    count = np.array([(used["target_loss"] == t).sum() for t in targets])
+    distance = np.where(count == count.max(), np.abs(np.log(targets) - centre), np.inf)
+    return int(np.argmin(distance))
+
+
+def _read(groups: Sequence[_Group], at: int) -> np.ndarray:
+    """ln B_crit [samples] as measured at one target: the weighted mean over the models that bracket it there. Unlike
+    the law's value, it holds no error of the law's form."""
+    ln_b = np.array([g.sample(g.fits.ln_b)[:, at] for g in groups])
+    good = np.array([g.sample(g.fits.bracketed)[:, at] for g in groups])
+    weight = np.array([1 / (g.fits.ln_b_inverse[at] * g.variance[at]) for g in groups])[:, None] * good
+    total = weight.sum(axis=0)
+    mean = np.where(good, weight * np.where(good, ln_b, 0.0), 0.0).sum(axis=0) / np.where(total > 0, total, 1.0)
+    return np.where(total > 0, mean, np.nan)
 
 
 def law_line(law: np.ndarray, low: float, high: float) -> pd.DataFrame:

@@ -28,9 +28,9 @@ class Critical:
 
     crossings: one row a run and target. cells: one row a model, batch and target, over the best rate and the seeds.
     points: one row a model and target, the fitted S_min, E_min, B_crit. law: B_star, alpha_B, slope = -1/alpha_B, and
-    B_crit at `at_loss`; None where fewer than three points are used. rises: whether B_crit rises as the loss falls,
-    "yes", "no" or "undecided" by the interval of the slope, "unknown" where there is none. line: the law with its band
-    over the measured losses.
+    B_crit as measured at the target `at_loss` (not the law's value there); None where fewer than three points are used.
+    rises: whether B_crit rises as the loss falls, "yes", "no" or "undecided" by the interval of the slope, "unknown"
+    where there is none. line: the law with its band over the measured losses.
     """
 
     crossings: pd.DataFrame

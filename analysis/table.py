@@ -144,7 +144,8 @@ def _one_data_set(runs: pd.DataFrame, source: str, pool: bool) -> None:
     if len(hashes) > 1 and not pool:
         names = ", ".join(f"{h} ({(runs['data_hash'] == h).sum()} runs)" for h in hashes[:3])
         raise InputError(
-            f"{source}: runs on different data ({names}) are not pooled; split the table by data_hash, or ask for it"
+            f"{source}: runs on different data ({names}) are not pooled; split the table by data_hash, or give "
+            "--pool-data"
         )
 
 

@@ -114,7 +114,8 @@ def measured(laws: Laws) -> FigureData | None:
     return FigureData(
         NAME,
         "Parametric fit: contours of equal loss and the efficient frontier",
-        f"$L=E+A/N^α+B/D^β$ fitted to {len(points)} points of {fit.kind} runs: {values}.",
+        f"$L=E+A/N^α+B/D^β$ fitted to {len(points)} points of {fit.kind} runs, "
+        f"{text.misfit(points['loss'], points['fitted'])}: {values}.",
         text.measured_footer(laws),
         panels,
         join(parts),

@@ -105,8 +105,9 @@ def draw(data: FigureData) -> Figure:
 
 def _surface(laws: Laws) -> str:
     assert laws.surface is not None
-    estimates = laws.surface.estimates
-    return "$L(N,S_{min})$ (Kaplan's Eq. 5.6) fitted, " + ", ".join(
+    estimates, points = laws.surface.estimates, laws.surface.points
+    misfit = text.misfit(points["loss"], points["fitted"])
+    return f"$L(N,S_{{min}})$ (Kaplan's Eq. 5.6) fitted, {misfit}, " + ", ".join(
         f"{symbol}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{text.interval(estimates[name])}"
         for name, symbol in (("alpha_N", "$α_N$"), ("alpha_S", "$α_S$"))
     )

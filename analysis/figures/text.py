@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.figures.style import power
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ def number(value: float | None, digits: int = 3) -> str:
     if magnitude >= 10 ** (digits - 1) or magnitude == 0:
         return f"{rounded:,.0f}"
     return f"{rounded:#.{digits}g}"
+
+
+def misfit(loss: Any, fitted: Any) -> str:
+    """How far a law is from the losses it was fitted to: `rms misfit 4.6%`."""
+    rms = float(np.sqrt(np.mean(np.log(np.asarray(loss, dtype=float) / np.asarray(fitted, dtype=float)) ** 2)))
+    return f"rms misfit {rms:.1%}"
 
 
 def whole(value: float | None) -> str:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import laws
@@ -47,6 +49,21 @@ def test_analyze(sweep: Path, capsys: pytest.CaptureFixture[str], poor: Any) -> 
     assert "warning: frontier: " in printed
     assert printed.rstrip().endswith(str(out / "report.html"))
     assert (out / "report.html").is_file()
+    points = pd.read_parquet(out / "adjusted.parquet").dropna(subset=["flops_min"])
+    assert len(points) > 0
+    # Kaplan et al. 2020, Eqs. 5.4 and 5.5, at the B_crit of each point's own loss.
+    ratio = points["batch_tokens"] / points["B_crit"]
+    np.testing.assert_allclose(points["flops_min"], points["flops"] / (1 + ratio))
+    np.testing.assert_allclose(points["steps_min"], points["step"] / (1 + 1 / ratio))
+
+
+def test_texts_are_pooled_only_when_asked(sweep: Path, poor: Any) -> None:
+    runs = poor.table.runs.copy()
+    runs.loc[runs.index[0], "data_hash"] = "another"
+    runs.to_parquet(sweep / "runs.parquet")
+    with pytest.raises(InputError, match="--pool-data"):
+        run("analyze", [str(sweep), "--bootstrap", "0"])
+    assert run("figures", [str(sweep), "--bootstrap", "0", "--pool-data"]) == 0
 
 
 def test_figures_of_a_table(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
