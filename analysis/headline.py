@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analysis import published as pub
 from analysis.figures.text import interval, number
 from analysis.results import Laws
 from sweep.schema import PF_DAY
@@ -38,11 +39,11 @@ def headline(laws: Laws) -> list[Line]:
     law = critical.law if critical and critical.law else {}
     at = f" at loss {critical.at_loss:.3g}" if critical and critical.at_loss is not None else ""
     return [
-        Line("exponent of N(C_min)", _exponent(adjusted.get("N")), "Kaplan 0.73"),
+        Line("exponent of N(C_min)", _exponent(adjusted.get("N")), f"Kaplan {pub.N_OPT.exponent}"),
         Line(f"B_crit{at}", f"{interval(law['B_crit'])} tokens" if "B_crit" in law else MISSING),
         Line("B_crit rises as the loss falls", RISES[critical.rises] if critical and law else MISSING, "Kaplan: yes"),
-        Line("alpha_B", interval(law["alpha_B"]) if "alpha_B" in law else MISSING, "Kaplan 0.21"),
-        Line("exponent of L(C_min)", _exponent(adjusted.get("L")), "Kaplan -0.050"),
+        Line("alpha_B", interval(law["alpha_B"]) if "alpha_B" in law else MISSING, f"Kaplan {pub.ALPHA_B:.2f}"),
+        Line("exponent of L(C_min)", _exponent(adjusted.get("L")), f"Kaplan {pub.L_OF_C_MIN.exponent:.3f}"),
         Line(
             "total compute",
             f"{number(laws.meta['flops_total'])} FLOP ({number(laws.meta['flops_total'] / PF_DAY)} PF-days)",

@@ -56,6 +56,7 @@ L_OF_C_MIN_LEGEND = scale_law(2.3e8, 0.050, f"{KAPLAN}, legends of Figs. 1 and 1
 
 # Critical batch in tokens against loss.
 B_CRIT = Power(2.1e8, -1 / 0.21, f"{KAPLAN}, Eq. 5.3 and Table 5: B_* = 2.1e8, alpha_B = 0.21")
+ALPHA_B = -1 / B_CRIT.exponent
 B_CRIT_LEGEND = Power(2.1e8, -4.8, f"{KAPLAN}, legend of Fig. 10")
 
 # Table 6, compute-efficient training against C_min in PF-days; fixed batch against the raw C.

@@ -45,17 +45,20 @@ LAW_TEXT = {
 
 # Where a paper's exponent can be compared; its constants depend on tokenizer and text and cannot.
 PUBLISHED = {
-    ("critical-batch", "alpha_B"): "0.21 (Kaplan)",
-    ("critical-batch", "slope"): "-4.76 (Kaplan)",
+    ("critical-batch", "alpha_B"): f"{pub.ALPHA_B:.2f} (Kaplan)",
+    ("critical-batch", "slope"): f"{pub.B_CRIT.exponent:.2f} (Kaplan)",
     ("adjusted", "N exponent"): f"{pub.N_OPT.exponent} (Kaplan)",
     ("adjusted", "B exponent"): f"{pub.B_OPT.exponent} (Kaplan)",
     ("adjusted", "S exponent"): f"{pub.S_OPT.exponent} (Kaplan)",
     ("adjusted", "D exponent"): f"{pub.D_OPT.exponent} (Kaplan)",
-    ("adjusted", "L exponent"): "-0.050 (Kaplan)",
-    ("raw", "N exponent"): f"{pub.N_FIXED_BATCH.exponent} (Kaplan); 0.50 (Hoffmann, approach 1)",
-    ("raw", "L exponent"): "-0.057 (Kaplan)",
-    ("isoflop", "a"): "0.49 (Hoffmann)",
-    ("isoflop", "b"): "0.51 (Hoffmann)",
+    ("adjusted", "L exponent"): f"{pub.L_OF_C_MIN.exponent:.3f} (Kaplan)",
+    (
+        "raw",
+        "N exponent",
+    ): f"{pub.N_FIXED_BATCH.exponent} (Kaplan); {pub.APPROACH_1.exponent:.2f} (Hoffmann, approach 1)",
+    ("raw", "L exponent"): f"{pub.L_OF_C.exponent:.3f} (Kaplan)",
+    ("isoflop", "a"): f"{pub.APPROACH_2.exponent:.2f} (Hoffmann)",
+    ("isoflop", "b"): f"{1 - pub.APPROACH_2.exponent:.2f} (Hoffmann)",
     ("parametric", "alpha"): f"{pub.APPROACH_3.alpha:.3f} (Hoffmann); {pub.REFIT.alpha} (Besiroglu)",
     ("parametric", "beta"): f"{pub.APPROACH_3.beta:.3f} (Hoffmann); {pub.REFIT.beta} (Besiroglu)",
     ("parametric", "a"): f"{pub.APPROACH_3.a:.2f} (Hoffmann); {pub.REFIT.a:.2f} (Besiroglu)",

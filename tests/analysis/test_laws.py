@@ -39,7 +39,7 @@ def codes(laws: Laws) -> set[str]:
 
 
 def assert_near(found: Estimate, truth: float) -> None:
-    """The interval exists, and the truth lies within it or less than its width outside."""
+    """The interval exists, and the truth lies within it or less than half its width outside."""
     assert found.low is not None
     assert found.high is not None
     assert found.low <= found.value + 1e-12
