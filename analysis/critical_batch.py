@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import fit
-from analysis.bootstrap import Estimate
+from analysis import engine
+from analysis.outcome import Estimate
 from analysis.power_law import line
-from analysis.runs import Run
+from analysis.tables.runs import Run
 from sweep.schema import InputError
 
 TARGETS = 16
@@ -180,7 +180,7 @@ def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray) -> Tradeoff:
     rest = y[:, None] - np.log1p(np.exp(guesses[:, None] - ln_batches))
     ln_s = (w[:, None] * rest).sum(axis=2) / np.maximum(count, 1)[:, None]
     starts = np.stack([ln_s, ln_s + guesses], axis=2)
-    best = fit.solve(design, y, starts, offset=offset, weights=w)
+    best = engine.solve(design, y, starts, offset=offset, weights=w)
     ln_s, ln_e = np.where(enough, best.parameters.T, np.nan)
     freedom = np.maximum(count - 2, 1)
     ln_b = ln_e - ln_s

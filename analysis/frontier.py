@@ -1,6 +1,6 @@
 """Lower envelopes of the loss over model sizes at equal compute, raw and adjusted, and the optimal size N_opt(C).
 
-The sizes are compared on one curve each (`analysis.sizes`). Raw means against C = 6 N D at the batch they share;
+The sizes are compared on one curve each (`analysis.tables.sizes`). Raw means against C = 6 N D at the batch they share;
 adjusted means against C_min = C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its
 own loss.
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.power_law import line
-from analysis.sizes import LEAST_SIZES, Size
+from analysis.tables.sizes import LEAST_SIZES, Size
 from sweep.schema import InputError
 
 GRID_PER_DECADE = 12

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.power_law import line
-from analysis.runs import Run
+from analysis.tables.runs import Run
 from sweep.schema import InputError
 
 LEAST_SIZES = 4

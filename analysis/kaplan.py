@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis import fit
-from analysis.runs import Run
-from analysis.sizes import Size
+from analysis import engine
+from analysis.tables.runs import Run
+from analysis.tables.sizes import Size
 from sweep.schema import InputError
 
 NAMES = ("N_c", "alpha_N", "S_c", "alpha_S")
@@ -43,7 +43,7 @@ def fit_surface(
     *,
     from_starts: np.ndarray | None = None,
     weights: np.ndarray | None = None,
-) -> fit.Fit:
+) -> engine.Fit:
     """Fit theta = (alpha_N ln N_c, alpha_N, alpha_S ln S_c, alpha_S).
 
     params: [n]. steps_min, loss: [n] or [problems, n]. Raises InputError for values that are not positive, fewer than
@@ -71,7 +71,7 @@ def fit_surface(
                 for s in (0.1, 0.3, 0.7, 1.2)
             ]
         )
-    return fit.solve(design, np.log(loss), from_starts, weights=weights)
+    return engine.solve(design, np.log(loss), from_starts, weights=weights)
 
 
 def constants(theta: np.ndarray) -> dict[str, np.ndarray]:

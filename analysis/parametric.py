@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis import fit
-from analysis.runs import Run
-from analysis.sizes import Size
+from analysis import engine
+from analysis.tables.runs import Run
+from analysis.tables.sizes import Size
 from sweep.schema import InputError
 
 DELTA = 1e-3
@@ -39,10 +39,10 @@ def fit_parametric(
     *,
     weights: np.ndarray | None = None,
     from_starts: np.ndarray | None = None,
-    kind: fit.Loss = "huber",
+    kind: engine.Loss = "huber",
     delta: float = DELTA,
     device: str = "cpu",
-) -> fit.Fit:
+) -> engine.Fit:
     """Fit theta = (ln A, alpha, ln B, beta, ln E).
 
     params, tokens: [n]. loss: [n] or [problems, n]. weights: the same (bootstrap counts, for instance). from_starts:
@@ -61,7 +61,7 @@ def fit_parametric(
     design[0, :, 0] = design[1, :, 2] = design[2, :, 4] = 1
     design[0, :, 1], design[1, :, 3] = -np.log(params), -np.log(tokens)
     begin = starts() if from_starts is None else from_starts
-    return fit.solve(design, np.log(loss), begin, weights=weights, loss=kind, delta=delta, device=device)
+    return engine.solve(design, np.log(loss), begin, weights=weights, loss=kind, delta=delta, device=device)
 
 
 def constants(theta: np.ndarray) -> dict[str, np.ndarray]:

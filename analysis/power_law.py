@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import fit
-from analysis.bootstrap import Estimate
+from analysis import engine
+from analysis.outcome import Estimate
 from sweep.schema import InputError
 
 
@@ -70,7 +70,7 @@ def fit_power_law(
         low = np.log(y.min())
         shares = np.log([0.99, 0.9, 0.7, 0.4, 0.1, 1e-3])
         starts = np.array([[intercept + np.log1p(-np.exp(s)), f * slope, low + s] for s in shares for f in (1, 2, 4)])
-    best = fit.solve(design, np.log(y), starts, weights=weights)
+    best = engine.solve(design, np.log(y), starts, weights=weights)
     covariance = np.linalg.pinv(best.gram[0]) * best.objective[0] / max(1, len(x) - free)
     se = np.sqrt(np.clip(np.diag(covariance), 0, None))
     theta = best.parameters[0]

@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _analysis(verb: str, argv: list[str]) -> int:
     """A verb of the analysis, which reads tables only: the records of a sweep directory are collected first."""
-    from analysis.cli import run
+    from analysis.cli.verbs import run
 
     if not {"-h", "--help"} & set(argv):
         for argument in argv:

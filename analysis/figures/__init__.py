@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
+    from analysis.chain.results import Laws
 
 # In the order of the report.
 NAMES = (

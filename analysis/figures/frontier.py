@@ -14,7 +14,7 @@ from analysis.figures.style import FigureData, Panel, join, rows
 from sweep.schema import PF_DAY
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
+    from analysis.chain.results import Laws
 
 NAME = "frontier"
 LAW = "frontier"

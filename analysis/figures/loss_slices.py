@@ -18,7 +18,7 @@ from analysis.figures.style import FigureData, Panel, join, rows
 from sweep.schema import PF_DAY
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
+    from analysis.chain.results import Laws
 
 NAME = "loss_slices"
 LAW = "kaplan"

@@ -18,7 +18,7 @@ from analysis.figures.style import FigureData, Panel, join, rows
 from sweep.schema import PF_DAY
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
+    from analysis.chain.results import Laws
 
 NAME = "optimal_size_and_steps"
 LAW = "frontier"

@@ -14,7 +14,7 @@ from analysis.figures import marks, style, text
 from analysis.figures.style import FigureData, Panel, join, rows
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
+    from analysis.chain.results import Laws
 
 NAME = "parameters_vs_flops"
 LAW = "frontier"

@@ -9,7 +9,7 @@ import numpy as np
 from analysis.figures.style import power
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
+    from analysis.chain.results import Laws
 
 COMPUTED = "drawn from published constants"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.chain.derive import derive
+from analysis.chain.results import Laws
 from analysis.figures import write_measured
-from analysis.laws import derive
-from analysis.results import Laws
-from analysis.simulate import synthetic_sweep
-from analysis.table import Table
+from analysis.tables.table import Table
+from analysis.uncertainty.simulate import synthetic_sweep
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ def poor() -> Derived:
 def published_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `isoloss figures published`, run as a user does and without loading torch, which costs seconds."""
     out = tmp_path_factory.mktemp("published")
-    script = (
-        "import sys; from analysis.cli import run; sys.exit(run('figures', sys.argv[1:]) or 'torch' in sys.modules)"
-    )
+    script = "import sys; from analysis.cli.verbs import run; code = run('figures', sys.argv[1:]); "
+    script += "sys.exit(code or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script, "published", "--out", str(out)], check=True, timeout=120)
     return out
 

@@ -7,11 +7,12 @@ import pytest
 from scipy.optimize import least_squares
 
 from analysis import critical_batch as cb
-from analysis.bootstrap import simulate
-from analysis.derive_critical import derive_critical, law_estimates
-from analysis.results import Critical, Warnings
-from analysis.runs import SeedNoise, extract
-from analysis.simulate import Truth, synthetic_sweep
+from analysis.chain.critical import derive_critical, law_estimates
+from analysis.chain.results import Critical
+from analysis.outcome import Warnings
+from analysis.tables.runs import SeedNoise, extract
+from analysis.uncertainty.bootstrap import simulate
+from analysis.uncertainty.simulate import Truth, synthetic_sweep
 from sweep.schema import InputError
 
 TRUTH = Truth()

@@ -13,9 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import figures as registry
+from analysis.chain.derive import derive
 from analysis.figures import NAMES, module, style
-from analysis.laws import derive
-from analysis.simulate import decayed_sweep
+from analysis.uncertainty.simulate import decayed_sweep
 from sweep.schema import PF_DAY
 
 DPI = 50

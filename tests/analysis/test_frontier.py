@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from analysis import frontier as fr
-from analysis.derive_frontier import EVERYWHERE, derive_frontier
-from analysis.results import Frontier, Warnings
-from analysis.runs import Run, extract
-from analysis.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
-from analysis.sizes import choose_batch, make_sizes
-from analysis.table import Table
+from analysis.chain.frontier import EVERYWHERE, derive_frontier
+from analysis.chain.results import Frontier
+from analysis.outcome import Warnings
+from analysis.tables.runs import Run, extract
+from analysis.tables.sizes import choose_batch, make_sizes
+from analysis.tables.table import Table
+from analysis.uncertainty.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
 
 TRUTH = Truth()

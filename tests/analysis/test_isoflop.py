@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from analysis import isoflop as iso
-from analysis.bootstrap import simulate
-from analysis.derive_frontier import derive_isoflop, derive_isoflop_decayed
-from analysis.results import Warnings
-from analysis.runs import SeedNoise, extract
-from analysis.simulate import SMALL_SWEEP, decayed_sweep, synthetic_sweep
-from analysis.sizes import make_sizes
+from analysis.chain.frontier import derive_isoflop, derive_isoflop_decayed
+from analysis.outcome import Warnings
+from analysis.tables.runs import SeedNoise, extract
+from analysis.tables.sizes import make_sizes
+from analysis.uncertainty.bootstrap import simulate
+from analysis.uncertainty.simulate import SMALL_SWEEP, decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
 
 A_TRUE = 0.4 / 0.75  # beta / (alpha + beta) of decayed_sweep

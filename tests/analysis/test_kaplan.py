@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from analysis import kaplan
-from analysis.derive_frontier import EVERYWHERE
-from analysis.derive_surfaces import derive_slices, derive_surface, lines_of_slices
-from analysis.results import Warnings
-from analysis.runs import extract
-from analysis.simulate import Truth, synthetic_sweep
-from analysis.sizes import make_sizes
+from analysis.chain.frontier import EVERYWHERE
+from analysis.chain.surfaces import derive_slices, derive_surface, lines_of_slices
+from analysis.outcome import Warnings
+from analysis.tables.runs import extract
+from analysis.tables.sizes import make_sizes
+from analysis.uncertainty.simulate import Truth, synthetic_sweep
 from sweep.schema import InputError
 
 TRUTH = Truth()

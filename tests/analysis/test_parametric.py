@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from analysis import parametric
-from analysis.bootstrap import simulate
-from analysis.derive_surfaces import derive_parametric
-from analysis.results import Warnings
-from analysis.runs import SeedNoise, extract
-from analysis.simulate import decayed_sweep, synthetic_sweep
-from analysis.sizes import make_sizes
+from analysis.chain.surfaces import derive_parametric
+from analysis.outcome import Warnings
+from analysis.tables.runs import SeedNoise, extract
+from analysis.tables.sizes import make_sizes
+from analysis.uncertainty.bootstrap import simulate
+from analysis.uncertainty.simulate import decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
 
 TRUE = {"A": 20.0, "B": 400.0, "E": 1.2, "alpha": 0.35, "beta": 0.4, "a": 0.4 / 0.75, "b": 0.35 / 0.75}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bootstrap import Estimate
+from analysis.outcome import Estimate
 from analysis.power_law import PowerLaw, fit_power_law, line
 from sweep.schema import InputError
 

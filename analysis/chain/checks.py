@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.results import Laws, Warnings
-from analysis.runs import Run, SeedNoise
-from analysis.sizes import LEAST_SIZES, Size
-from analysis.table import Table
+from analysis.chain.results import Laws
+from analysis.outcome import Warnings
+from analysis.tables.runs import Run, SeedNoise
+from analysis.tables.sizes import LEAST_SIZES, Size
+from analysis.tables.table import Table
 
 MANY_EPOCHS = 4.0  # beyond about four passes repeated data is worth less (Muennighoff et al. 2023)
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.bootstrap import Estimate
-from analysis.laws import derive
-from analysis.results import Laws
-from analysis.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
-from analysis.table import Table, make_table
+from analysis.chain.derive import derive
+from analysis.chain.results import Laws
+from analysis.outcome import Estimate
+from analysis.tables.table import Table, make_table
+from analysis.uncertainty.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
 
 TRUTH = Truth()
 

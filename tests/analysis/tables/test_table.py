@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.simulate import synthetic_sweep
-from analysis.table import NEEDED_CURVE_COLUMNS, NEEDED_RUN_COLUMNS, load, make_table
+from analysis.tables.table import NEEDED_CURVE_COLUMNS, NEEDED_RUN_COLUMNS, load, make_table
+from analysis.uncertainty.simulate import synthetic_sweep
 from sweep.schema import CURVES_TABLE, RUNS_TABLE, InputError
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.runs import Run
+from analysis.tables.runs import Run
 
 LEAST_SIZES = 4
 _STEP = 0.03  # of a size's curve, in ln(tokens)

@@ -1,7 +1,7 @@
 """The report: one self-contained page of what was run, the laws with their intervals and warnings, every figure, the
 run table, and how to reproduce it.
 
-    from analysis.report import write_report
+    from analysis.report.page import write_report
     write_report(laws, table, figures, Path("out"))      # out/report.html
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import published as pub
+from analysis.chain.results import Laws
 from analysis.figures import NAMES, module
 from analysis.figures.text import interval, number, whole
-from analysis.headline import headline, training_time
-from analysis.results import Laws
-from analysis.table import Table
+from analysis.report.headline import headline, training_time
+from analysis.tables.table import Table
 from sweep.schema import MANIFEST_FILE, PF_DAY, RUNS_DIR
 
 TEMPLATE = "report.html"
@@ -76,7 +76,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("analysis", "."),
+        loader=PackageLoader("analysis.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

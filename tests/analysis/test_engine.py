@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares, minimize
 
-from analysis import fit, parametric
+from analysis import engine, parametric
 
 POINTS = Path(os.environ.get("ISOLOSS_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "chinchilla_points.csv"
 
@@ -45,7 +45,7 @@ def huber(r: np.ndarray, delta: float) -> np.ndarray:
 def test_one_linear_term_is_the_normal_equations() -> None:
     rng = np.random.default_rng(0)
     matrix, y, w = rng.normal(size=(30, 3)), rng.normal(size=30), rng.uniform(0, 2, 30)
-    found = fit.solve(matrix[None], y, np.zeros((1, 3)), weights=w)
+    found = engine.solve(matrix[None], y, np.zeros((1, 3)), weights=w)
     exact = np.linalg.solve(matrix.T @ (w[:, None] * matrix), matrix.T @ (w * y))
     np.testing.assert_allclose(found.parameters[0], exact, rtol=1e-10)
     np.testing.assert_allclose(found.objective[0], (w * (matrix @ exact - y) ** 2).sum(), rtol=1e-12)
@@ -55,9 +55,9 @@ def test_one_linear_term_is_the_normal_equations() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("loss", "delta"), [("squared", 1.0), ("huber", 1e-2), ("huber", 1e-3)])
-def test_never_worse_than_scipy_from_the_same_starts(seed: int, loss: fit.Loss, delta: float) -> None:
+def test_never_worse_than_scipy_from_the_same_starts(seed: int, loss: engine.Loss, delta: float) -> None:
     design, target, starts = exponentials(40, seed)
-    found = fit.solve(design, target, starts, loss=loss, delta=delta)
+    found = engine.solve(design, target, starts, loss=loss, delta=delta)
 
     def objective(theta: np.ndarray) -> float:
         r = residuals(theta, design, target)
@@ -78,7 +78,7 @@ def test_absolute_loss_is_the_linear_programme() -> None:
 
     rng = np.random.default_rng(1)
     matrix, y = np.column_stack([np.ones(25), rng.normal(size=25)]), rng.standard_t(2, 25)
-    found = fit.solve(matrix[None], y, np.zeros((1, 2)), loss="absolute")
+    found = engine.solve(matrix[None], y, np.zeros((1, 2)), loss="absolute")
     both = np.hstack([matrix, np.eye(25), -np.eye(25)])
     programme = linprog([0, 0, *[1] * 50], A_eq=both, b_eq=y, bounds=[(None, None)] * 2 + [(0, None)] * 50)
     np.testing.assert_allclose(found.objective[0], programme.fun, rtol=1e-7)
@@ -91,10 +91,10 @@ def test_many_problems_give_what_each_gives_alone() -> None:
     targets = target + 0.01 * rng.normal(size=(6, 20))
     weights = rng.multinomial(20, np.ones(20) / 20, size=6).astype(float)
     designs = np.repeat(design[None], 6, axis=0)
-    together = fit.solve(design, targets, starts, weights=weights, loss="huber")
-    own_design = fit.solve(designs, targets, starts, weights=weights, loss="huber")
+    together = engine.solve(design, targets, starts, weights=weights, loss="huber")
+    own_design = engine.solve(designs, targets, starts, weights=weights, loss="huber")
     for k in range(6):
-        alone = fit.solve(design, targets[k], starts, weights=weights[k], loss="huber")
+        alone = engine.solve(design, targets[k], starts, weights=weights[k], loss="huber")
         np.testing.assert_allclose(together.parameters[k], alone.parameters[0], rtol=1e-8)
         np.testing.assert_allclose(own_design.parameters[k], alone.parameters[0], rtol=1e-8)
 
@@ -102,9 +102,9 @@ def test_many_problems_give_what_each_gives_alone() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     design, target, starts = exponentials(20, 6)
     targets = target + 0.01 * np.random.default_rng(3).normal(size=(7, 20))
-    whole = fit.solve(design, targets, starts)
-    monkeypatch.setattr(fit, "_CHUNK", 2 * starts.shape[0] * 2 * 20)
-    np.testing.assert_allclose(fit.solve(design, targets, starts).parameters, whole.parameters, rtol=1e-9)
+    whole = engine.solve(design, targets, starts)
+    monkeypatch.setattr(engine, "_CHUNK", 2 * starts.shape[0] * 2 * 20)
+    np.testing.assert_allclose(engine.solve(design, targets, starts).parameters, whole.parameters, rtol=1e-9)
 
 
 def test_offset_and_weights_of_zero() -> None:
@@ -115,7 +115,7 @@ def test_offset_and_weights_of_zero() -> None:
     target = np.log(x + 2 * x * x)
     target[3] = 99.0
     offset = np.stack([np.log(x), 2 * np.log(x)])
-    found = fit.solve(design, target, np.zeros((1, 2)), offset=offset, weights=np.array([1.0, 1, 1, 0]))
+    found = engine.solve(design, target, np.zeros((1, 2)), offset=offset, weights=np.array([1.0, 1, 1, 0]))
     np.testing.assert_allclose(np.exp(found.parameters[0]), [1, 2], rtol=1e-7)
 
 
@@ -129,11 +129,11 @@ class TestPublicPoints:
         return frame[frame["outlier"] == 0]
 
     @pytest.fixture(scope="class")
-    def found(self, data: pd.DataFrame) -> fit.Fit:
+    def found(self, data: pd.DataFrame) -> engine.Fit:
         torch.set_num_threads(1)
         return parametric.fit_parametric(*(data[name].to_numpy() for name in ("params", "tokens", "loss")))
 
-    def test_huber_from_the_papers_4500_starts(self, found: fit.Fit) -> None:
+    def test_huber_from_the_papers_4500_starts(self, found: engine.Fit) -> None:
         assert len(parametric.starts()) == 4500
         assert found.objective[0] <= 1.018275e-3
         assert found.converged[0]
@@ -142,7 +142,7 @@ class TestPublicPoints:
         for name, value in expected.items():
             assert k[name] == pytest.approx(value, rel=2e-5), name
 
-    def test_no_scipy_start_does_better(self, data: pd.DataFrame, found: fit.Fit) -> None:
+    def test_no_scipy_start_does_better(self, data: pd.DataFrame, found: engine.Fit) -> None:
         n, d, y = (np.log(data[name].to_numpy()) for name in ("params", "tokens", "loss"))
 
         def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -164,7 +164,7 @@ class TestPublicPoints:
         )
         assert found.objective[0] <= best * (1 + 1e-9)
 
-    def test_least_absolute_deviations_are_the_published_fit(self, data: pd.DataFrame, found: fit.Fit) -> None:
+    def test_least_absolute_deviations_are_the_published_fit(self, data: pd.DataFrame, found: engine.Fit) -> None:
         """In effect what Besiroglu et al. 2024 report: A 482.01, B 2085.43, E 1.8169, alpha 0.3478, beta 0.3658."""
         columns = (data[name].to_numpy() for name in ("params", "tokens", "loss"))
         absolute = parametric.fit_parametric(*columns, from_starts=found.optima[0][:4], kind="absolute")
@@ -173,7 +173,7 @@ class TestPublicPoints:
         assert [k["A"], k["B"]] == pytest.approx([482.01, 2085.43], rel=1e-4)
         assert [k["E"], k["alpha"], k["beta"]] == pytest.approx([1.8169, 0.3478, 0.3658], abs=1e-4)
 
-    def test_bootstrap_over_runs_gives_the_published_errors(self, data: pd.DataFrame, found: fit.Fit) -> None:
+    def test_bootstrap_over_runs_gives_the_published_errors(self, data: pd.DataFrame, found: engine.Fit) -> None:
         """Published, 4,000 replicates: alpha 0.0154, beta 0.0206, E 0.0257, a 0.020."""
         counts = np.random.default_rng(0).multinomial(240, np.ones(240) / 240, size=250).astype(float)
         columns = (data[name].to_numpy() for name in ("params", "tokens", "loss"))
@@ -189,6 +189,6 @@ class TestPublicPoints:
 def test_cuda_agrees_with_cpu() -> None:
     design, target, starts = exponentials(40, 0)
     targets = target + 0.01 * np.random.default_rng(3).normal(size=(50, 40))
-    cpu = fit.solve(design, targets, starts, loss="huber")
-    cuda = fit.solve(design, targets, starts, loss="huber", device="cuda")
+    cpu = engine.solve(design, targets, starts, loss="huber")
+    cuda = engine.solve(design, targets, starts, loss="huber", device="cuda")
     np.testing.assert_allclose(cuda.objective, cpu.objective, rtol=1e-9)

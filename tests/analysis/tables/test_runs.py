@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.runs import ASSUMED_SIGMA, extract, main_recipe, seed_noise
-from analysis.simulate import synthetic_sweep
-from analysis.table import Table, make_table
+from analysis.tables.runs import ASSUMED_SIGMA, extract, main_recipe, seed_noise
+from analysis.tables.table import Table, make_table
+from analysis.uncertainty.simulate import synthetic_sweep
 
 SEEDS = {(2, 16, 16): 3, (2, 32, 16): 3}
 CELLS = {(2, 16): (8, 16), (2, 32): (16,)}

@@ -9,11 +9,12 @@ import pandas as pd
 
 from analysis import frontier as fr
 from analysis import isoflop as iso
-from analysis.bootstrap import band, estimate
+from analysis.chain.results import Frontier, Isoflop
+from analysis.outcome import Warnings
 from analysis.power_law import PowerLaw
-from analysis.results import Frontier, Isoflop, Warnings
-from analysis.runs import Run
-from analysis.sizes import LEAST_SIZES, Size, size_curve
+from analysis.tables.runs import Run
+from analysis.tables.sizes import LEAST_SIZES, Size, size_curve
+from analysis.uncertainty.bootstrap import band, estimate
 from sweep.schema import InputError
 
 EVERYWHERE = (1e-300, 1e300)  # losses

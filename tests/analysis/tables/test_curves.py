@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.curves import smooth
+from analysis.tables.curves import smooth
 
 
 def law(x: np.ndarray) -> np.ndarray:

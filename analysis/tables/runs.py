@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from analysis.curves import Curve, smooth
-from analysis.table import Table
+from analysis.tables.curves import Curve, smooth
+from analysis.tables.table import Table
 
 # Only these may be read in the middle of a run: elsewhere the loss still owes the drop of the learning-rate decay.
 UNDECAYED = ("constant", "inverse_sqrt")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import correlated_noise
-from analysis.table import Table, make_table
+from analysis.tables.table import Table, make_table
+from analysis.uncertainty.bootstrap import correlated_noise
 from sweep.schema import RUN_COLUMNS
 
 

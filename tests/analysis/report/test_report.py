@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from analysis.chain.derive import derive
 from analysis.figures import NAMES, write_measured
 from analysis.figures.text import interval, number
-from analysis.headline import MISSING, duration, headline
-from analysis.laws import derive
-from analysis.report import write_report
-from analysis.table import NEEDED_CURVE_COLUMNS, NEEDED_RUN_COLUMNS, make_table
+from analysis.report.headline import MISSING, duration, headline
+from analysis.report.page import write_report
+from analysis.tables.table import NEEDED_CURVE_COLUMNS, NEEDED_RUN_COLUMNS, make_table
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -1,11 +1,11 @@
 """The whole chain: from the run table to every law, with intervals and warnings.
 
-    from analysis.laws import derive
-    from analysis.table import load
+    from analysis.chain.derive import derive
+    from analysis.tables.table import load
     laws = derive(load(Path("sweeps/quick")))
 
-Each law is derived on the runs and again on simulated replicates of them (`analysis.bootstrap`); a law that the table
-cannot support is left out with a warning that says what is missing.
+Each law is derived on the runs and again on simulated replicates of them (`analysis.uncertainty.bootstrap`); a law
+that the table cannot support is left out with a warning that says what is missing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis import bootstrap, isoflop, parametric
-from analysis.checks import warn_disagreement, warn_sizes, warn_table
+from analysis import isoflop, parametric
+from analysis.chain.checks import warn_disagreement, warn_sizes, warn_table
+from analysis.chain.critical import derive_critical
+from analysis.chain.frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
+from analysis.chain.results import Critical, Isoflop, Laws, Surface
+from analysis.chain.surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
 from analysis.critical_batch import tuning_scatter
-from analysis.derive_critical import derive_critical
-from analysis.derive_frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
-from analysis.derive_surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
-from analysis.results import Critical, Isoflop, Laws, Surface, Warnings
-from analysis.runs import Run, SeedNoise, extract, main_recipe, seed_noise
-from analysis.sizes import LEAST_SIZES, Size, choose_batch, make_sizes
-from analysis.table import Table
+from analysis.outcome import LEVEL, Warnings
+from analysis.tables.runs import Run, SeedNoise, extract, main_recipe, seed_noise
+from analysis.tables.sizes import LEAST_SIZES, Size, choose_batch, make_sizes
+from analysis.tables.table import Table
+from analysis.uncertainty import bootstrap
 from sweep.schema import InputError
 
 REPLICATES = 200
@@ -82,7 +84,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
         slices=slices,
         slice_lines=slice_lines,
         warnings=warnings,
-        level=bootstrap.LEVEL,
+        level=LEVEL,
     )
     warn_disagreement(result, warnings)
     result.meta.update(_meta(table, noise, tuning, replicates, time.perf_counter() - began))
@@ -186,6 +188,6 @@ def _meta(table: Table, noise: SeedNoise, tuning: float, replicates: int, second
         "correlation": noise.correlation,
         "tuning": tuning,
         "replicates": replicates,
-        "level": bootstrap.LEVEL,
+        "level": LEVEL,
         "seconds": seconds,
     }

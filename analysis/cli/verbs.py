@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 from sweep.schema import InputError
 
 if TYPE_CHECKING:
-    from analysis.results import Laws
-    from analysis.table import Table
+    from analysis.chain.results import Laws
+    from analysis.tables.table import Table
 
 FITS_FILE = "fits.json"
 ADJUSTED_FILE = "adjusted.parquet"  # S_min, E_min and C_min at every logged step
@@ -86,8 +86,8 @@ def _count(text: str) -> int:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     from analysis.figures import write_measured
-    from analysis.headline import duration, headline
-    from analysis.report import write_report
+    from analysis.report.headline import duration, headline
+    from analysis.report.page import write_report
 
     began = time.perf_counter()
     source = arguments.source
@@ -137,8 +137,8 @@ def _default_out(source: Path) -> Path:
 
 
 def _derive(source: Path, arguments: argparse.Namespace) -> tuple[Laws, Table]:
-    from analysis.laws import derive
-    from analysis.table import load
+    from analysis.chain.derive import derive
+    from analysis.tables.table import load
 
     table = load(source, pool=arguments.pool_data)
     return derive(table, replicates=arguments.bootstrap, seed=arguments.seed, device=_device(arguments.device)), table

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import critical_batch as cb
-from analysis.bootstrap import Estimate, band, estimate
-from analysis.results import Critical, Warnings
-from analysis.runs import Run
+from analysis.chain.results import Critical
+from analysis.outcome import Estimate, Warnings
+from analysis.tables.runs import Run
+from analysis.uncertainty.bootstrap import band, estimate
 
 LAW = "critical-batch"
 _Z = 1.6449  # of a 90% interval

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bootstrap import Estimate, band, correlated_noise, estimate, simulate
-from analysis.runs import SeedNoise, extract
-from analysis.simulate import synthetic_sweep
+from analysis.outcome import Estimate
+from analysis.tables.runs import SeedNoise, extract
+from analysis.uncertainty.bootstrap import band, correlated_noise, estimate, simulate
+from analysis.uncertainty.simulate import synthetic_sweep
 
 
 def test_estimate_is_the_first_sample_with_percentiles_of_the_rest() -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import published as pub
+from analysis.chain.results import Laws
 from analysis.figures.text import interval, number
-from analysis.results import Laws
 from sweep.schema import PF_DAY
 
 RISES = {

@@ -14,28 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.runs import Run, SeedNoise
-
-LEVEL = 0.9
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its standard error and percentile interval; None where they are not known."""
-
-    value: float
-    se: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data; numbers that are not finite become None."""
-        pairs = {"value": self.value, "se": self.se, "low": self.low, "high": self.high}
-        return {name: v if v is not None and math.isfinite(v) else None for name, v in pairs.items()}
+from analysis.outcome import LEVEL, Estimate
+from analysis.tables.runs import Run, SeedNoise
 
 
 def estimate(samples: np.ndarray, level: float = LEVEL) -> Estimate:

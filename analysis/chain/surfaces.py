@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import kaplan, parametric
-from analysis.bootstrap import band, estimate
-from analysis.results import Isoflop, Parametric, Surface, Warnings
-from analysis.runs import Run
-from analysis.sizes import Size, size_curve
+from analysis.chain.results import Isoflop, Parametric, Surface
+from analysis.outcome import Warnings
+from analysis.tables.runs import Run
+from analysis.tables.sizes import Size, size_curve
+from analysis.uncertainty.bootstrap import band, estimate
 
 _MISFIT = 3.0  # times the seed noise: residuals beyond this are the law's, not the noise's
 _STEP_SLICES, _STEP_SPAN = 5, 30.0  # readings at fixed steps, and the factor that they span

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import laws
-from analysis.cli import REPLICATES, run
+from analysis.chain import derive as laws
+from analysis.cli.verbs import REPLICATES, run
 from analysis.figures import NAMES
 from sweep.schema import InputError
 
@@ -80,7 +80,9 @@ def test_figures_published(published_files: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["analyze", "figures"])
 def test_help_shows_an_example_and_loads_little(verb: str) -> None:
-    script = f"import sys; from analysis.cli import run; run('{verb}', ['--help']); sys.exit('pandas' in sys.modules)"
+    script = (
+        f"import sys; from analysis.cli.verbs import run; run('{verb}', ['--help']); sys.exit('pandas' in sys.modules)"
+    )
     shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
     assert f"example: isoloss {verb} " in shown.stdout
 

@@ -1,25 +1,14 @@
-"""What `analysis.laws.derive` returns: tidy frames and estimates, one section a law, and their JSON."""
+"""What `analysis.chain.derive.derive` returns: tidy frames and estimates, one section a law, and their JSON."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from analysis.bootstrap import Estimate
+from analysis.outcome import Estimate, Warnings, plain
 from analysis.power_law import PowerLaw
-
-
-class Warnings(list[dict[str, str]]):
-    """What a reader must know before using a law: items {"law", "code", "message"}."""
-
-    def add(self, law: str, code: str, message: str) -> None:
-        """Append one, once."""
-        item = {"law": law, "code": code, "message": message}
-        if item not in self:
-            self.append(item)
 
 
 @dataclass(frozen=True)
@@ -175,7 +164,7 @@ class Laws:
     surface: Surface | None
     slices: pd.DataFrame
     slice_lines: pd.DataFrame
-    warnings: list[dict[str, str]] = field(default_factory=list)
+    warnings: Warnings = field(default_factory=Warnings)
     level: float = 0.9
 
     def to_json(self) -> dict[str, Any]:
@@ -192,21 +181,8 @@ class Laws:
             if section is not None:
                 own = [w for w in self.warnings if w["law"] == name]
                 laws[name] = {"law": name, **section.to_json(), "level": self.level, "warnings": own}
-        return _plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
+        return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
 
 
 def _estimates(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
     return {name: e.to_json() for name, e in estimates.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Python's own types only, with None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value

@@ -1,0 +1,1 @@
+"""Where intervals come from, and what they are judged by."""
