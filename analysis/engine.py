@@ -8,6 +8,9 @@ for example the parametric law L = E + A/N^alpha + B/D^beta with theta = (ln A, 
 trade-off S = S_min + E_min/B with theta = (ln S_min, ln E_min) and offset -ln B in its second term. Values, gradients
 and Hessians are then exact, and all sums are positive by construction.
 
+Laws of another form, such as Kaplan's Eq. 1.5, ln L = alpha_D logsumexp(.., ..), go through `solve_curve`, which takes
+any differentiable torch function of theta and gets exact derivatives from torch.func.
+
 Method: damped (Levenberg-Marquardt) steps, first Gauss-Newton with iteratively reweighted residuals, which travels
 well from a poor start, then Newton with the exact Hessian, which ends quadratically; robust losses are summed, never
 averaged, and no absolute tolerance enters (averaging is what stopped the published fit of Hoffmann et al. 2022 early,
@@ -17,7 +20,7 @@ see Besiroglu et al. 2024). This is the only module of `analysis` that needs tor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -89,6 +92,57 @@ def solve(
         return _solve_in_chunks(arrays, loss, delta, device, max_iterations)
 
 
+def solve_curve(
+    curve: Callable[..., torch.Tensor],
+    data: Sequence[np.ndarray],
+    target: np.ndarray,
+    starts: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    loss: Loss = "squared",
+    delta: float = 1e-3,
+    device: str = "cpu",
+    max_iterations: int = 500,
+) -> Fit:
+    """Fit ln y = curve(theta, *data) to `target` = ln y, for laws that are no log-sum-exp of linear terms.
+
+    curve: a torch function of theta [p] and of the data of one problem, each [points], that returns ln y [points]; it
+    must be twice differentiable by torch.func (no in-place writes, no branches on values). data: arrays, [points]
+    shared by all problems, or [problems, points]; they reach the curve as float64 tensors on `device`. Everything else
+    as in `solve`. Kaplan's Eq. 1.5, for example, ln L = alpha_D ln((N_c/N)^(alpha_N/alpha_D) + D_c/D):
+
+        def curve(theta, ln_n, ln_d):
+            a, ratio, c, alpha_d = theta
+            return alpha_d * torch.logaddexp(a - ratio * ln_n, c - ln_d)
+
+        found = engine.solve_curve(curve, (np.log(params), np.log(tokens)), np.log(loss), starts)
+    """
+    target, starts = np.asarray(target, dtype=np.float64), np.asarray(starts, dtype=np.float64)
+    weights = np.ones_like(target) if weights is None else np.asarray(weights, dtype=np.float64)
+    columns = [np.asarray(d, dtype=np.float64) for d in data]
+    problems = max(
+        len(a) if a.ndim == d else 1 for a, d in [(starts, 3), *((a, 2) for a in (target, weights, *columns))]
+    )
+    rows = [np.broadcast_to(a, (problems, target.shape[-1])) for a in (target, weights, *columns)]
+    starts = np.broadcast_to(starts, (problems, *starts.shape[-2:]))
+    # A Hessian by forward over reverse mode holds a few p x p x points intermediates a row.
+    step = max(1, _CHUNK // max(1, starts.shape[1] * starts.shape[2] ** 2 * target.shape[-1]))
+    parts = []
+    with _threads(starts.size * target.shape[-1]):
+        for begin in range(0, problems, step):
+            chunk = slice(begin, begin + step)
+            y, w, *own = _tensors([a[chunk] for a in rows], device)
+            problem = _Curve(y, w, None if loss == "squared" else delta, curve, tuple(own))
+            parts.append(_solve_chunk(problem, starts[chunk], loss, device, max_iterations))
+    return _join(parts)
+
+
+def _tensors(arrays: Sequence[np.ndarray], device: str) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device) for a in arrays]
+
+
 @contextlib.contextmanager
 def _threads(numbers: int) -> Iterator[None]:
     """One thread for small tensors: more gain nothing on them, and wait for each other at every operation where other
@@ -113,9 +167,10 @@ def _solve_in_chunks(arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, d
     for begin in range(0, problems, step):
         rows = slice(begin, begin + step)
         part = design if design.ndim == 3 else design[rows]
-        chunk = part, offset, target[rows], weights[rows], starts[rows]
-        parts.append(_solve_chunk(chunk, loss, delta, device, max_iterations))
-    return parts[0] if len(parts) == 1 else _join(parts)
+        x, o, y, w = _tensors((part, offset, target[rows], weights[rows]), device)
+        problem = _LogSumExp(y, w, None if loss == "squared" else delta, x, o)
+        parts.append(_solve_chunk(problem, starts[rows], loss, device, max_iterations))
+    return _join(parts)
 
 
 def _join(parts: list[Fit]) -> Fit:
@@ -123,12 +178,11 @@ def _join(parts: list[Fit]) -> Fit:
     return Fit(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _solve_chunk(arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, device: str, max_iterations: int) -> Fit:
+def _solve_chunk(problem: _Problem, starts: np.ndarray, loss: Loss, device: str, max_iterations: int) -> Fit:
     import torch
 
-    x, offset, y, w, theta = (torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device) for a in arrays)
-    with torch.inference_mode():
-        problem = _Problem(x, offset, y, w, None if loss == "squared" else delta)
+    theta = _tensors((starts,), device)[0]
+    with torch.no_grad():
         for iterations, number in _PRUNING:
             if theta.shape[1] > 2 * number:
                 theta, objective, _ = _minimise(problem, theta, iterations)
@@ -159,28 +213,22 @@ def _solve_chunk(arrays: tuple[np.ndarray, ...], loss: Loss, delta: float, devic
 
 @dataclass(frozen=True)
 class _Problem:
-    """Tensors of a chunk, and the model's value and derivatives for rows (a row is one start of one problem)."""
+    """Targets and weights of a chunk; the model is a subclass's. A row is one start of one problem."""
 
-    x: torch.Tensor  # [T, n, p] or [P, T, n, p]
-    offset: torch.Tensor  # [T, n]
     y: torch.Tensor  # [P, n]
     w: torch.Tensor  # [P, n]
     delta: float | None  # of Huber's loss; None: squared
 
-    def _terms(self, theta: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Design [T, n, p] or [M, T, n, p], ln prediction [M, n] and the terms' shares [M, T, n]."""
-        import torch
+    def predict(self, theta: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """ln prediction [M, n] of rows with parameters [M, p]."""
+        raise NotImplementedError
 
-        if self.x.ndim == 3:
-            x = self.x
-            t, n, p = x.shape
-            z = (theta @ x.reshape(t * n, p).T).reshape(-1, t, n)
-        else:
-            x = self.x[row]
-            z = torch.einsum("mtnp,mp->mtn", x, theta)
-        z = z + self.offset
-        prediction = torch.logsumexp(z, dim=1)
-        return x, prediction, torch.exp(z - prediction[:, None])
+    def derivatives(
+        self, theta: torch.Tensor, row: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """ln prediction [M, n], its Jacobian [M, n, p] and the function from coefficients [M, n] to the sum over points
+        of coefficient times Hessian [M, p, p]."""
+        raise NotImplementedError
 
     def evaluate(
         self, theta: torch.Tensor, row: torch.Tensor, newton: torch.Tensor
@@ -189,7 +237,7 @@ class _Problem:
         the diagonal [M, p] of the latter, which scales the damping."""
         import torch
 
-        x, prediction, share = self._terms(theta, row)
+        prediction, jacobian, curvature = self.derivatives(theta, row)
         y, w = self.y[row], self.w[row]
         r = prediction - y
         if self.delta is None:
@@ -201,20 +249,10 @@ class _Problem:
             objective = (w * rho).sum(1)
             irls = w * torch.clamp(self.delta / size.clamp_min(1e-300), max=1.0)
             psi, inside = irls * r, w * within
-        jacobian = torch.einsum("mtn,tnp->mnp" if x.ndim == 3 else "mtn,mtnp->mnp", share, x)
         gradient = torch.einsum("mn,mnp->mp", psi, jacobian)
         diagonal = torch.einsum("mn,mnp->mp", irls, jacobian * jacobian)
-        inner = torch.where(newton[:, None], inside - psi, irls)
-        hessian = jacobian.transpose(1, 2) @ (inner[..., None] * jacobian)
-        curved = (newton[:, None] * psi)[:, None] * share
-        if x.ndim == 3:
-            t, n, p = x.shape
-            flat = x.reshape(t * n, p)
-            outer = (flat[:, :, None] * flat[:, None, :]).reshape(t * n, p * p)
-            hessian = hessian + (curved.reshape(len(theta), t * n) @ outer).reshape(-1, p, p)
-        else:
-            flat = x.flatten(1, 2)
-            hessian = hessian + flat.transpose(1, 2) @ (curved.flatten(1)[..., None] * flat)
+        inner = torch.where(newton[:, None], inside, irls)
+        hessian = jacobian.transpose(1, 2) @ (inner[..., None] * jacobian) + curvature(newton[:, None] * psi)
         return objective, gradient, hessian, diagonal
 
     def gram(self, theta: torch.Tensor) -> torch.Tensor:
@@ -222,9 +260,7 @@ class _Problem:
         import torch
 
         row = torch.arange(len(theta), device=theta.device)
-        x, _, share = self._terms(theta, row)
-        equation = "mtn,tnp->mnp" if x.ndim == 3 else "mtn,mtnp->mnp"
-        jacobian = torch.einsum(equation, share, x)
+        jacobian = self.derivatives(theta, row)[1]
         return jacobian.transpose(1, 2) @ (self.w[row][..., None] * jacobian)
 
     def absolute(self, theta: torch.Tensor) -> torch.Tensor:
@@ -233,8 +269,80 @@ class _Problem:
 
         problems, starts, p = theta.shape
         row = torch.arange(problems, device=theta.device).repeat_interleave(starts)
-        _, prediction, _ = self._terms(theta.reshape(-1, p), row)
+        prediction = self.predict(theta.reshape(-1, p), row)
         return (self.w[row] * (prediction - self.y[row]).abs()).sum(1).reshape(problems, starts)
+
+
+@dataclass(frozen=True)
+class _LogSumExp(_Problem):
+    x: torch.Tensor  # [T, n, p] or [P, T, n, p]
+    offset: torch.Tensor  # [T, n]
+
+    def _exponents(self, theta: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if self.x.ndim == 3:
+            t, n, p = self.x.shape
+            return (theta @ self.x.reshape(t * n, p).T).reshape(-1, t, n) + self.offset
+        return torch.einsum("mtnp,mp->mtn", self.x[row], theta) + self.offset
+
+    def predict(self, theta: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.logsumexp(self._exponents(theta, row), dim=1)
+
+    def derivatives(
+        self, theta: torch.Tensor, row: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        import torch
+
+        z = self._exponents(theta, row)
+        prediction = torch.logsumexp(z, dim=1)
+        share = torch.exp(z - prediction[:, None])
+        x = self.x if self.x.ndim == 3 else self.x[row]
+        jacobian = torch.einsum("mtn,tnp->mnp" if x.ndim == 3 else "mtn,mtnp->mnp", share, x)
+
+        def curvature(coefficient: torch.Tensor) -> torch.Tensor:
+            weight = coefficient[:, None] * share
+            if x.ndim == 3:
+                t, n, p = x.shape
+                flat = x.reshape(t * n, p)
+                outer = (flat[:, :, None] * flat[:, None, :]).reshape(t * n, p * p)
+                second = (weight.reshape(len(theta), t * n) @ outer).reshape(-1, p, p)
+            else:
+                flat = x.flatten(1, 2)
+                second = flat.transpose(1, 2) @ (weight.flatten(1)[..., None] * flat)
+            return second - jacobian.transpose(1, 2) @ (coefficient[..., None] * jacobian)
+
+        return prediction, jacobian, curvature
+
+
+@dataclass(frozen=True)
+class _Curve(_Problem):
+    curve: Callable[..., torch.Tensor]
+    data: tuple[torch.Tensor, ...]  # each [P, n]
+
+    def predict(self, theta: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.func.vmap(self.curve)(theta, *(d[row] for d in self.data))
+
+    def derivatives(
+        self, theta: torch.Tensor, row: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        import torch
+
+        own = tuple(d[row] for d in self.data)
+        jacobian = torch.func.vmap(torch.func.jacfwd(self.curve))(theta, *own)
+
+        def weighted(one: torch.Tensor, coefficient: torch.Tensor, *columns: torch.Tensor) -> torch.Tensor:
+            return (coefficient * self.curve(one, *columns)).sum()
+
+        def curvature(coefficient: torch.Tensor) -> torch.Tensor:
+            second: torch.Tensor = torch.func.vmap(torch.func.hessian(weighted))(theta, coefficient, *own)
+            return second
+
+        return self.predict(theta, row), jacobian, curvature
 
 
 def _minimise(

@@ -184,6 +184,48 @@ class TestPublicPoints:
             assert float(np.std(k[name])) == pytest.approx(value, rel=0.2), name
 
 
+def kaplan_curve(theta: torch.Tensor, ln_n: torch.Tensor, ln_d: torch.Tensor) -> torch.Tensor:
+    """Kaplan et al. 2020, Eq. 1.5, at theta = (alpha_N/alpha_D ln N_c, alpha_N/alpha_D, ln D_c, alpha_D)."""
+    a, ratio, c, alpha_d = theta
+    return alpha_d * torch.logaddexp(a - ratio * ln_n, c - ln_d)
+
+
+def kaplan_points() -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """ln N and ln D, ln L by the paper's Table 2, and starts."""
+    ln_n, ln_d = (g.ravel() for g in np.meshgrid(np.log(np.geomspace(1e6, 1e9, 6)), np.log(np.geomspace(1e8, 1e11, 5))))
+    ln_loss = 0.103 * np.logaddexp(0.076 / 0.103 * (np.log(6.4e13) - ln_n), np.log(1.8e13) - ln_d)
+    starts = [(r * 25.0, r, c, b) for r in (0.3, 0.8, 1.5) for c in (20.0, 30.0) for b in (0.05, 0.2)]
+    return (ln_n, ln_d), ln_loss, np.array(starts)
+
+
+def test_a_planted_curve_comes_back() -> None:
+    data, ln_loss, starts = kaplan_points()
+    found = engine.solve_curve(kaplan_curve, data, ln_loss, starts)
+    a, ratio, c, alpha_d = found.parameters[0]
+    assert found.converged[0]
+    assert [alpha_d, ratio * alpha_d] == pytest.approx([0.103, 0.076], rel=1e-7)
+    assert [np.exp(a / ratio), np.exp(c)] == pytest.approx([6.4e13, 1.8e13], rel=1e-5)
+
+
+def test_a_curve_of_linear_terms_is_the_log_sum_exp() -> None:
+    """Each problem with its own data, weights and target gives by torch.func what the closed derivatives give."""
+    rng = np.random.default_rng(4)
+    design, target, starts = exponentials(25, 1)
+    targets, weights = target + 0.01 * rng.normal(size=(3, 25)), rng.uniform(0, 2, (3, 25))
+    x = -design[0, :, 1] + 0.1 * rng.normal(size=(3, 25))
+    designs = np.repeat(design[None], 3, axis=0)
+    designs[:, 0, :, 1] = -x
+
+    def curve(theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.logaddexp(theta[0] - theta[1] * x, theta[2].expand_as(x))
+
+    closed = engine.solve(designs, targets, starts, weights=weights, loss="huber", delta=1e-2)
+    by_autograd = engine.solve_curve(curve, (x,), targets, starts, weights=weights, loss="huber", delta=1e-2)
+    np.testing.assert_allclose(by_autograd.objective, closed.objective, rtol=1e-10)
+    np.testing.assert_allclose(by_autograd.parameters, closed.parameters, rtol=1e-6)
+    np.testing.assert_allclose(by_autograd.gram, closed.gram, rtol=1e-5)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_cpu() -> None:
@@ -191,4 +233,14 @@ def test_cuda_agrees_with_cpu() -> None:
     targets = target + 0.01 * np.random.default_rng(3).normal(size=(50, 40))
     cpu = engine.solve(design, targets, starts, loss="huber")
     cuda = engine.solve(design, targets, starts, loss="huber", device="cuda")
+    np.testing.assert_allclose(cuda.objective, cpu.objective, rtol=1e-9)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu_on_a_curve() -> None:
+    data, ln_loss, starts = kaplan_points()
+    noisy = ln_loss + 0.01 * np.random.default_rng(0).normal(size=(20, len(ln_loss)))
+    cpu = engine.solve_curve(kaplan_curve, data, noisy, starts)
+    cuda = engine.solve_curve(kaplan_curve, data, noisy, starts, device="cuda")
     np.testing.assert_allclose(cuda.objective, cpu.objective, rtol=1e-9)
