@@ -1,8 +1,8 @@
 """Lower envelopes of the loss over model sizes at equal compute, raw and adjusted, and the optimal size N_opt(C).
 
-The sizes are compared on one curve each (`analysis.tables.sizes`). Raw means against C = 6 N D at the batch they share;
-adjusted means against C_min = C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its
-own loss.
+The sizes are compared on one curve each (`analysis.tables.sizes`). Raw means against C = k D at the batch they share,
+with k the training FLOPs per token (6 N, unless the convention counts more); adjusted means against C_min =
+C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
 
 Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too
 low with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in (ln
@@ -50,9 +50,9 @@ class Optima:
 
 
 def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np.ndarray:
-    """ln C = ln 6 N D along a size's curve, or ln C_min where a law (intercept, slope of ln B_crit against ln L) is
+    """ln C = ln k D along a size's curve, or ln C_min where a law (intercept, slope of ln B_crit against ln L) is
     given. Made to increase where noise in the loss would turn it back."""
-    x = size.x + math.log(6 * size.params)
+    x = size.x + math.log(size.flops_per_token)
     if law is None:
         return x
     x = x - np.logaddexp(0.0, math.log(size.batch) - (law[0] + law[1] * y))
@@ -185,17 +185,31 @@ def surface_optimum(k: np.ndarray, ln_n: np.ndarray, grid: np.ndarray, at: np.nd
     return n + ln_n.mean(), k[0] + k[1] * c + k[2] * c * c + (k[3] + k[4] * c) * n / 2
 
 
+def per_token_at(ln_n: np.ndarray, ln_k: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """ln k at ln N = `at`, k being the FLOPs per token of the sizes ln_n [sizes], increasing: straight lines between
+    them, the outermost ones continued. Exact where k = 6 N."""
+    if len(ln_n) < 2:
+        return at + ln_k[0] - ln_n[0]
+    i = np.clip(np.searchsorted(ln_n, at) - 1, 0, len(ln_n) - 2)
+    return ln_k[i] + (at - ln_n[i]) * (ln_k[i + 1] - ln_k[i]) / (ln_n[i + 1] - ln_n[i])
+
+
 def quantities(
-    ln_c: np.ndarray, ln_n: np.ndarray, ln_l: np.ndarray, batch: float | None, law: tuple[float, float] | None
+    ln_c: np.ndarray,
+    ln_n: np.ndarray,
+    ln_k: np.ndarray,
+    ln_l: np.ndarray,
+    batch: float | None,
+    law: tuple[float, float] | None,
 ) -> dict[str, np.ndarray]:
-    """ln of N, D, B, S and L at each ln C. With a law, ln C is ln C_min: B = B_crit(L), S = S_min = C_min/(6 N B), and
-    D = 2 B_crit S_min, the tokens of a run at the critical batch. Without, B = `batch`, D = C/6N and S = D/B."""
-    six_n = ln_n + math.log(6)
+    """ln of N, D, B, S and L at each ln C; ln_k: of the FLOPs per token at N. With a law, ln C is ln C_min: B =
+    B_crit(L), S = S_min = C_min/(k B), and D = 2 B_crit S_min, the tokens of a run at the critical batch. Without, B =
+    `batch`, D = C/k and S = D/B."""
     if law is None:
         ln_b = np.full_like(ln_c, math.log(batch) if batch else np.nan)
-        return {"N": ln_n, "D": ln_c - six_n, "B": ln_b, "S": ln_c - six_n - ln_b, "L": ln_l}
+        return {"N": ln_n, "D": ln_c - ln_k, "B": ln_b, "S": ln_c - ln_k - ln_b, "L": ln_l}
     ln_b = law[0] + law[1] * ln_l
-    return {"N": ln_n, "D": ln_c - six_n + math.log(2), "B": ln_b, "S": ln_c - six_n - ln_b, "L": ln_l}
+    return {"N": ln_n, "D": ln_c - ln_k + math.log(2), "B": ln_b, "S": ln_c - ln_k - ln_b, "L": ln_l}
 
 
 def fit_lines(ln_c: np.ndarray, logs: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:

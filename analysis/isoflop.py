@@ -2,7 +2,8 @@
 
 Per budget a parabola of the loss in ln N, unweighted, through the five sizes centred on the lowest (all, where there
 are fewer); a lowest loss at the smallest or largest size is a bound and is not fitted. The law is the unweighted line
-through ln N of the vertices: N_opt = N_coefficient C^a, and D_opt = C/(6 N_opt) = D_coefficient C^b with a + b = 1.
+through ln N of the vertices: N_opt = N_coefficient C^a, and D_opt = C/k(N_opt) = D_coefficient C^b has its
+own line, k being the FLOPs per token (6 N, where a + b = 1, unless the convention counts more).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def choose_budgets(curves: Sequence[tuple[np.ndarray, np.ndarray]], number: int 
 
 def decayed_budgets(runs: Sequence[Run]) -> list[tuple[float, list[int]]]:
     """(ln C, runs) of each budget at which decayed runs of four or more sizes end."""
-    compute = np.array([np.log(6 * run.params) + run.ln_tokens[-1] for run in runs])
+    compute = np.array([np.log(run.final_flops) for run in runs])
     budgets: list[list[int]] = []
     for i in np.argsort(compute):
         if budgets and compute[i] - compute[budgets[-1][0]] < _SAME_BUDGET:
@@ -54,12 +55,9 @@ def decayed_budgets(runs: Sequence[Run]) -> list[tuple[float, list[int]]]:
     return [(float(np.mean(compute[b])), b) for b in kept]
 
 
-def fit_exponents(ln_c: np.ndarray, ln_n: np.ndarray) -> dict[str, float]:
-    """a, b and the coefficients of N_opt(C) and D_opt(C) from interior optima; nan for fewer than two."""
-    intercept, slope = line(ln_c, ln_n)
-    return {
-        "a": slope,
-        "b": 1 - slope,
-        "N_coefficient": float(np.exp(intercept)),
-        "D_coefficient": float(np.exp(-intercept) / 6),
-    }
+def fit_exponents(ln_c: np.ndarray, ln_n: np.ndarray, ln_k: np.ndarray) -> dict[str, float]:
+    """a, b and the coefficients of N_opt(C) and D_opt(C) = C/k from interior optima, k the FLOPs per token at N_opt;
+    nan for fewer than two."""
+    ln_n0, a = line(ln_c, ln_n)
+    ln_d0, b = line(ln_c, ln_c - ln_k)
+    return {"a": a, "b": b, "N_coefficient": float(np.exp(ln_n0)), "D_coefficient": float(np.exp(ln_d0))}

@@ -26,6 +26,7 @@ from analysis.chain.results import Critical, Isoflop, Laws, Surface
 from analysis.chain.surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
 from analysis.critical_batch import tuning_scatter
 from analysis.outcome import LEVEL, Warnings
+from analysis.tables.conventions import apply
 from analysis.tables.runs import Run, SeedNoise, extract, main_recipe, seed_noise
 from analysis.tables.sizes import LEAST_SIZES, Size, choose_batch, make_sizes
 from analysis.tables.table import Table
@@ -37,10 +38,13 @@ REPLICATES = 200
 T = TypeVar("T")
 
 
-def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device: str = "cpu") -> Laws:
-    """All laws of `table`, with 90% intervals from `replicates` simulated sweeps (0: none). `device` is where the
-    parametric law is fitted."""
+def derive(
+    table: Table, *, convention: str = "kaplan", replicates: int = REPLICATES, seed: int = 0, device: str = "cpu"
+) -> Laws:
+    """All laws of `table`, with N and C counted as `convention` says (`analysis.tables.conventions`), and 90% intervals
+    from `replicates` simulated sweeps (0: none). `device` is where the parametric law is fitted."""
     began = time.perf_counter()
+    table = apply(table, convention)
     rng = np.random.default_rng(seed)
     warnings = Warnings()
     runs = extract(table)
@@ -87,7 +91,7 @@ def derive(table: Table, *, replicates: int = REPLICATES, seed: int = 0, device:
         level=LEVEL,
     )
     warn_disagreement(result, warnings)
-    result.meta.update(_meta(table, noise, tuning, replicates, time.perf_counter() - began))
+    result.meta.update(_meta(table, convention, noise, tuning, replicates, time.perf_counter() - began))
     return result
 
 
@@ -107,13 +111,13 @@ def _surface(
     found = (
         None
         if law is None
-        else _try(warnings, "kaplan", lambda: derive_surface(samples, sizes, law, measured, sigma, warnings))
+        else _try(warnings, "kaplan-ns", lambda: derive_surface(samples, sizes, law, measured, sigma, warnings))
     )
     if found is None:
         return None, slices, lines
     surface, theta = found
     if batch is not None and law is not None:
-        lines = lines_of_slices(slices, theta[0], law[0], batch)
+        lines = lines_of_slices(slices, sizes, theta[0], law[0], batch)
     return surface, slices, lines
 
 
@@ -138,7 +142,7 @@ def _main(runs: Sequence[Run], kind: str, warnings: Warnings) -> list[Run]:
 
 
 def _ends(runs: Sequence[Run]) -> pd.DataFrame:
-    rows = [(run.run_id, run.params, 6 * run.params * run.final_tokens) for run in runs]
+    rows = [(run.run_id, run.params, run.final_flops) for run in runs]
     return pd.DataFrame(rows, columns=["run_id", "params", "flops"])
 
 
@@ -150,7 +154,7 @@ def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | 
         ln_l = np.interp(run.ln_tokens, run.curve.x, run.curve.y)
         frame = pd.DataFrame({"run_id": run.run_id, "group": run.group, "params": run.params, "batch_tokens": run.batch,
                               "lr": run.lr, "seed": run.seed, "step": run.steps, "tokens": tokens})  # fmt: skip
-        frame["flops"] = 6 * run.params * tokens
+        frame["flops"] = run.flops_per_token * tokens
         frame["test_loss"], frame["loss"] = np.exp(run.ln_loss), np.exp(ln_l)
         frame["warmup"] = run.ln_tokens < run.curve.start
         frame["B_crit"] = np.exp(law[0, 0] + law[0, 1] * ln_l) if law is not None else np.nan
@@ -166,7 +170,9 @@ def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | 
     return frame
 
 
-def _meta(table: Table, noise: SeedNoise, tuning: float, replicates: int, seconds: float) -> dict[str, Any]:
+def _meta(
+    table: Table, convention: str, noise: SeedNoise, tuning: float, replicates: int, seconds: float
+) -> dict[str, Any]:
     runs = table.runs
 
     def only(name: str) -> Any:
@@ -177,11 +183,11 @@ def _meta(table: Table, noise: SeedNoise, tuning: float, replicates: int, second
         "data_name": only("data_name"),
         "data_hash": only("data_hash"),
         "bytes_per_token": only("bytes_per_token"),
-        "convention": "kaplan",
+        "convention": convention,
         "date": datetime.date.today().isoformat(),
         "runs": len(runs),
         "runs_dropped": dict(table.dropped),
-        "flops_total": float((6 * runs["params"] * runs["tokens"]).sum()),
+        "flops_total": float((runs["flops_per_token"] * runs["tokens"]).sum()),
         "wall_s_total": float(runs["wall_s"].sum()) if runs["wall_s"].notna().all() else None,
         "sigma": noise.sigma,
         "sigma_source": "seeds" if noise.freedom else "assumed",

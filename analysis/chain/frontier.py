@@ -72,7 +72,7 @@ def _derive_kind(
     warnings: Warnings,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, PowerLaw], pd.DataFrame]:
     """Optima, curves, fits and lines of one kind."""
-    ln_n = np.log([size.params for size in sizes])
+    ln_n, ln_k = np.log([(size.params, size.flops_per_token) for size in sizes]).T
     laws = [None] * len(losses) if law is None else [(float(k), float(s)) for k, s in law]
     lowest, highest = np.log(measured)
     curves = [
@@ -109,7 +109,7 @@ def _derive_kind(
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
     for k, own in zip(surfaces, laws, strict=True):
         best_n, best_l = fr.surface_optimum(k, ln_n, grid, at)
-        fitted = fr.fit_lines(at, fr.quantities(at, best_n, best_l, batch, own))
+        fitted = fr.fit_lines(at, fr.quantities(at, best_n, fr.per_token_at(ln_n, ln_k, best_n), best_l, batch, own))
         for name in QUANTITIES:
             lines[name].append(fitted[name])
     coefficients = {name: np.array(rows) for name, rows in lines.items()}
@@ -144,10 +144,11 @@ def _optima_frame(
 ) -> pd.DataFrame:
     best = optima[0]
     sizes_at = np.array([size.params for size in sizes])[best.index]
+    ln_sizes, ln_k = np.log([(size.params, size.flops_per_token) for size in sizes]).T
     envelope = values[best.index, np.arange(len(grid))]
     ln_n = np.where(best.used, best.ln_n, np.log(sizes_at))
     ln_l = np.where(best.used, best.value, envelope)
-    logs = fr.quantities(grid, ln_n, ln_l, batch, law)
+    logs = fr.quantities(grid, ln_n, fr.per_token_at(ln_sizes, ln_k, ln_n), ln_l, batch, law)
     low, high = band(np.array([o.ln_n for o in optima]))
     positions = [int(np.searchsorted(curves[s][0], c)) for s, c in zip(best.index, grid, strict=True)]
     run_ids = [runs[index[s][min(p, len(index[s]) - 1)]].run_id for s, p in zip(best.index, positions, strict=True)]
@@ -166,7 +167,7 @@ def _no_shares() -> pd.DataFrame:
 
 
 def _shares(fits: dict[str, dict[str, PowerLaw]], lines: pd.DataFrame) -> pd.DataFrame:
-    """C_min = 6 N B_crit S_min, so the exponents of N, B and S sum to one."""
+    """C_min = k B_crit S_min, so the exponents of N, B and S sum to one where k = 6 N."""
     low, high = lines["flops"].min(), lines["flops"].max()
     rows = []
     for name in ("N", "B", "S"):
@@ -183,7 +184,15 @@ def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[Size], warn
     values = np.exp([fr.read_curves(row, budgets) for row in curves])
     rows = np.array([[i[min(int(np.searchsorted(x, b)), len(i) - 1)] for b in budgets]
                      for i, (x, _) in zip(index, curves[0], strict=True)])  # fmt: skip
-    return _isoflop(samples[0], [(s.group, s.params) for s in sizes], budgets, values, rows, "undecayed", warnings)
+    return _isoflop(
+        samples[0],
+        [(s.group, s.params, s.flops_per_token) for s in sizes],
+        budgets,
+        values,
+        rows,
+        "undecayed",
+        warnings,
+    )
 
 
 def derive_isoflop_decayed(samples: Sequence[Sequence[Run]], warnings: Warnings) -> Isoflop:
@@ -193,11 +202,11 @@ def derive_isoflop_decayed(samples: Sequence[Sequence[Run]], warnings: Warnings)
     found = iso.decayed_budgets(runs)
     if not found:
         raise InputError(f"isoflop: no compute at which decayed runs of {iso.LEAST_SIZES} or more sizes end; add runs")
-    names = sorted({(run.params, run.group) for run in runs})
+    names = sorted({(run.params, run.group, run.flops_per_token) for run in runs})
     values = np.full((len(samples), len(names), len(found)), np.nan)
     rows = np.zeros((len(names), len(found)), dtype=int)
     for b, (_, members) in enumerate(found):
-        for s, (params, group) in enumerate(names):
+        for s, (params, group, _) in enumerate(names):
             settings: dict[tuple[float, ...], list[int]] = {}
             for i in members:
                 if (runs[i].params, runs[i].group) == (params, group):
@@ -207,30 +216,31 @@ def derive_isoflop_decayed(samples: Sequence[Sequence[Run]], warnings: Warnings)
                 if means:
                     values[r, s, b], rows[s, b] = min(means)
     budgets = np.array([c for c, _ in found])
-    labels = [(group, params) for params, group in names]
+    labels = [(group, params, per_token) for params, group, per_token in names]
     return _isoflop(runs, labels, budgets, np.exp(values), rows, "decayed", warnings)
 
 
 def _isoflop(
     runs: Sequence[Run],
-    names: Sequence[tuple[str, float]],
+    names: Sequence[tuple[str, float, float]],
     budgets: np.ndarray,
     values: np.ndarray,
     rows: np.ndarray,
     kind: str,
     warnings: Warnings,
 ) -> Isoflop:
-    """values: loss [samples, sizes, budgets]; rows: the runs they were read from."""
-    params = np.array([p for _, p in names])
-    ln_n = np.log(params)
+    """names: group, N and FLOPs per token of each size. values: loss [samples, sizes, budgets]; rows: the runs they
+    were read from."""
+    params, per_token = np.array([(p, k) for _, p, k in names]).T
+    ln_n, ln_k = np.log(params), np.log(per_token)
     optima = [fr.find_optima(ln_n, v) for v in values]
     best = optima[0]
     flops = np.exp(budgets)
     points = pd.DataFrame(
         [
-            (flops[b], group, n, flops[b] / (6 * n), values[0, s, b], runs[rows[s, b]].run_id)
+            (flops[b], group, n, flops[b] / k, values[0, s, b], runs[rows[s, b]].run_id)
             for b in range(len(flops))
-            for s, (group, n) in enumerate(names)
+            for s, (group, n, k) in enumerate(names)
             if np.isfinite(values[0, s, b])
         ],
         columns=["budget", "group", "params", "tokens", "loss", "run_id"],
@@ -238,7 +248,8 @@ def _isoflop(
     low, high = band(np.array([o.ln_n for o in optima]))
     frame = pd.DataFrame({"budget": flops, "params": np.exp(best.ln_n)})
     frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
-    frame["tokens"], frame["loss"] = flops / (6 * frame["params"]), best.value
+    frame["tokens"] = flops / np.exp(fr.per_token_at(ln_n, ln_k, best.ln_n))
+    frame["loss"] = best.value
     smallest = best.index == np.argmax(np.isfinite(values[0]), axis=0)
     frame["edge"] = np.where(best.interior, "interior", np.where(smallest, "smallest", "largest"))
     for i, name in enumerate(("c0", "c1", "c2")):
@@ -252,11 +263,11 @@ def _isoflop(
     line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
     if best.used.sum() < 2:
         return Isoflop(points, frame, None, line, kind)
-    fits = [iso.fit_exponents(budgets, o.ln_n) for o in optima]
+    fits = [iso.fit_exponents(budgets, o.ln_n, fr.per_token_at(ln_n, ln_k, o.ln_n)) for o in optima]
     estimates = {name: estimate(np.array([f[name] for f in fits])) for name in fits[0]}
     at = np.linspace(budgets[best.used].min(), budgets[best.used].max(), 30)
     ln_line = np.array([np.log(f["N_coefficient"]) + f["a"] * at for f in fits])
     low, high = band(ln_line)
     line = pd.DataFrame({"flops": np.exp(at), "params": np.exp(ln_line[0]), "low": np.exp(low), "high": np.exp(high)})
-    line["tokens"] = line["flops"] / (6 * line["params"])
+    line["tokens"] = estimates["D_coefficient"].value * line["flops"] ** estimates["b"].value
     return Isoflop(points, frame, estimates, line, kind)

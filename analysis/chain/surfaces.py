@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis import kaplan, parametric
 from analysis.chain.results import Isoflop, Parametric, Surface
+from analysis.frontier import per_token_at
 from analysis.outcome import Warnings
 from analysis.tables.runs import Run
 from analysis.tables.sizes import Size, size_curve
@@ -55,7 +56,9 @@ def derive_parametric(
         )  # fmt: skip
     estimates = {name: estimate(values) for name, values in constants.items()}
     kind = "decayed" if sizes[0].decayed else "undecayed"
-    return Parametric(points, estimates, float(best.objective[0]), len(parametric.starts()), kind, line)
+    span = _span(params=params, tokens=tokens, flops=6 * params * tokens, loss=loss[0])
+    number = len(parametric.starts())
+    return Parametric(points, estimates, float(best.objective[0]), number, kind, line, _draws(constants), span)
 
 
 def derive_surface(
@@ -93,12 +96,15 @@ def derive_surface(
     points["loss"] = loss[0]
     n, alpha_n, s, alpha_s = theta[0]
     points["fitted"] = np.exp(n - alpha_n * np.log(params)) + np.exp(s - alpha_s * ln_steps_min[0])
-    _warn_misfit("kaplan", np.log(loss[0] / points["fitted"].to_numpy()), sigma, warnings)
+    _warn_misfit("kaplan-ns", np.log(loss[0] / points["fitted"].to_numpy()), sigma, warnings)
     constants = kaplan.constants(theta)
     with np.errstate(all="ignore"):
         constants["alpha_C_min"] = 1 / (1 / theta[:, 3] - law[:, 1] + 1 / theta[:, 1])
     estimates = {name: estimate(values) for name, values in constants.items()}
-    return Surface(points, estimates, float(best.objective[0])), theta
+    steps_min = np.exp(ln_steps_min[0])
+    least = 6 * params * np.exp(ln_b[0]) * steps_min  # C_min
+    span = _span(params=params, steps=steps_min, flops=least, batch_tokens=batch, loss=loss[0])
+    return Surface(points, estimates, float(best.objective[0]), _draws(constants), span), theta
 
 
 def derive_slices(
@@ -130,15 +136,18 @@ def derive_slices(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def lines_of_slices(slices: pd.DataFrame, theta: np.ndarray, law: np.ndarray, batch: float) -> pd.DataFrame:
+def lines_of_slices(
+    slices: pd.DataFrame, sizes: Sequence[Size], theta: np.ndarray, law: np.ndarray, batch: float
+) -> pd.DataFrame:
     """Eq. 5.6 at the slices' compute and steps, at the frontier's batch."""
     frames = []
     own = float(law[0]), float(law[1])
+    ln_n, ln_k = np.log([(size.params, size.flops_per_token) for size in sizes]).T
     for (axis, value), mine in slices.groupby(["axis", "at"], sort=False):
         at = float(value)  # type: ignore[arg-type]
         low, high = np.log(mine["params"].min()) - 0.3, np.log(mine["params"].max()) + 0.3
         params = np.exp(np.linspace(low, high, 40))
-        steps = at / (6 * params * batch) if axis == "flops" else np.full(40, at)
+        steps = at / (np.exp(per_token_at(ln_n, ln_k, np.log(params))) * batch) if axis == "flops" else np.full(40, at)
         loss = kaplan.loss_at(theta, own, batch, params, steps)
         frames.append(pd.DataFrame({"axis": axis, "at": at, "params": params, "loss": loss}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["axis", "at", "params", "loss"])
@@ -152,6 +161,15 @@ def _warn_misfit(law: str, residual: np.ndarray, sigma: float, warnings: Warning
             law, "misfit", f"the law misses the measured ln(loss) by {rms:.1%} on average, {rms / sigma:.0f} times "
             "the seed noise; its intervals do not hold that error"
         )  # fmt: skip
+
+
+def _draws(constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What comes after the first sample, the runs themselves; none without replicates."""
+    return {name: values[1:] for name, values in constants.items() if len(values) > 1}
+
+
+def _span(**quantities: np.ndarray) -> dict[str, tuple[float, float]]:
+    return {name: (float(np.min(values)), float(np.max(values))) for name, values in quantities.items()}
 
 
 def _coordinates(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:

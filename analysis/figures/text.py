@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.figures.style import power
+from analysis.tables.conventions import DEFINITIONS
 
 if TYPE_CHECKING:
     from analysis.chain.results import Laws
@@ -24,7 +25,7 @@ def measured_footer(laws: Laws) -> str:
     meta = laws.meta
     name, hash_ = meta.get("data_name") or "unnamed data", str(meta.get("data_hash") or "")[:8]
     data = f"{name} ({hash_})" if hash_ and hash_ != name[:8] else str(name)
-    return f"Measured: {data}, {meta['runs']} runs; N = attention + MLP matrices, C = 6ND; loss in nats per token"
+    return f"Measured: {data}, {meta['runs']} runs; {DEFINITIONS[meta['convention']]}; loss in nats per token"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -32,6 +32,7 @@ class Run:
     group: str
     recipe: tuple[object, ...]
     params: float
+    flops_per_token: float  # of training, forward and backward
     batch: float  # tokens
     lr: float
     setting: tuple[float, ...]
@@ -48,6 +49,11 @@ class Run:
     def final_tokens(self) -> float:
         """Tokens at the last evaluation."""
         return float(np.exp(self.ln_tokens[-1]))
+
+    @property
+    def final_flops(self) -> float:
+        """Training FLOPs at the last evaluation."""
+        return self.flops_per_token * self.final_tokens
 
     def with_loss(self, ln_loss: np.ndarray) -> Run:
         """The same run with other losses."""
@@ -149,6 +155,7 @@ def _run(row: dict[str, object], label: str, curve: pd.DataFrame, pooled: bool) 
         # A decay that was cut short is another recipe than one that was finished.
         recipe=(*recipe, data, decayed and _number(row["schedule_steps"], 0.0) > _number(row["steps"], math.inf)),
         params=float(row["params"]),  # type: ignore[arg-type]
+        flops_per_token=_number(row["flops_per_token"], 6 * float(row["params"])),  # type: ignore[arg-type]
         batch=batch,
         lr=lr,
         setting=(lr, _number(row["beta2"], 0.0), round(warmup / batch)),

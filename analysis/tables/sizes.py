@@ -27,6 +27,7 @@ class Size:
 
     group: str
     params: float
+    flops_per_token: float
     batch: float
     settings: tuple[tuple[int, ...], ...]
     x: np.ndarray
@@ -45,7 +46,7 @@ def choose_batch(runs: Sequence[Run]) -> float | None:
     reach: dict[float, float] = defaultdict(float)
     for run in runs:
         sizes[run.batch].add(run.params)
-        reach[run.batch] = max(reach[run.batch], run.params * run.final_tokens)
+        reach[run.batch] = max(reach[run.batch], run.final_flops)
     if not sizes:
         return None
     best = max(sizes, key=lambda b: (len(sizes[b]), reach[b]))
@@ -74,14 +75,14 @@ def make_sizes(runs: Sequence[Run], batch: float | None) -> list[Size]:
 
 
 def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, members: list[int]) -> Size:
-    decayed = runs[members[0]].decayed
+    decayed, per_token = runs[members[0]].decayed, runs[members[0]].flops_per_token
     found: dict[tuple[float, ...], list[int]] = defaultdict(list)
     for i in members:
         found[runs[i].setting].append(i)
     if decayed:
         ends = sorted({float(runs[i].ln_tokens[-1]) for i in members})
         x = np.unique(np.concatenate([np.arange(ends[0], ends[-1], _STEP), ends]))
-        return Size(group, params, batch, tuple(tuple(v) for _, v in sorted(found.items())), x, True)
+        return Size(group, params, per_token, batch, tuple(tuple(v) for _, v in sorted(found.items())), x, True)
     # Seeds of a shorter horizon would put a step into the mean where they end, so only the full-length ones count.
     longest = max(runs[i].curve.end for i in members)
     settings = []
@@ -90,7 +91,7 @@ def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, mem
         settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - 0.02))
     start = max(min(runs[i].curve.start for i in members), longest - _DECADES * math.log(10))
     x = np.append(np.arange(start, longest, _STEP), longest)
-    return Size(group, params, batch, tuple(settings), x, False)
+    return Size(group, params, per_token, batch, tuple(settings), x, False)
 
 
 def size_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
