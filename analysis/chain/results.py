@@ -1,14 +1,22 @@
-"""What `analysis.chain.derive.derive` returns: tidy frames and estimates, one section a law, and their JSON."""
+"""What `analysis.chain.derive.derive` returns: tidy frames and estimates, one section a law, and their JSON.
+
+A section also has `draws`, the joint draws [k] of its estimates, and `span`, (lowest, highest) of each quantity it was
+fitted on: what a prediction needs. A simulated sweep has the same place in the draws of all sections.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.outcome import Estimate, Warnings, plain
+from analysis.outcome import Estimate, Warnings, plain, thin
 from analysis.power_law import PowerLaw
+
+Draws = dict[str, np.ndarray]
+Span = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Critical:
     at_loss: float | None
     rises: str
     line: pd.DataFrame
+    draws: Draws = field(default_factory=dict)
+    span: Span = field(default_factory=dict)
 
     @property
     def measured(self) -> tuple[float, float]:
@@ -56,6 +66,7 @@ class Critical:
             "loss_low": used.min() if len(used) else None,
             "loss_high": used.max() if len(used) else None,
             "points": len(used),
+            **_known(self.draws, self.span),
             "groups": groups,
         }
 
@@ -66,7 +77,8 @@ class Frontier:
 
     kinds "raw" (C at a fixed batch) and "adjusted" (C_min). optima: one row a compute value. curves: the smoothed
     curve of each size. fits[kind][quantity] for N, D, S, B and L. lines: those fits with bands. shares: exponents and
-    growth of N, B and S, which make up the growth of C_min.
+    growth of N, B and S, which make up the growth of C_min. curvature[kind]: at fixed compute, of ln L in
+    ln(N/N_opt) squared. draws and span by kind; the compute of "adjusted" is C_min.
     """
 
     batch_tokens: int | None
@@ -75,17 +87,26 @@ class Frontier:
     fits: dict[str, dict[str, PowerLaw]]
     lines: pd.DataFrame
     shares: pd.DataFrame
+    curvature: dict[str, Estimate] = field(default_factory=dict)
+    draws: dict[str, Draws] = field(default_factory=dict)
+    span: dict[str, Span] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """`estimates` a (exponent of N), b (of D) and coefficients by kind; all laws under `fits`."""
+        """By kind `estimates`: a (exponent of N), b (of D), the exponents of S, B and L, all coefficients and the
+        curvature; the laws again under `fits`."""
         out: dict[str, Any] = {"batch_tokens": self.batch_tokens, "kinds": {}}
         for kind, fits in self.fits.items():
-            names = {"a": fits["N"].exponent, "b": fits["D"].exponent}
-            names |= {"N_coefficient": fits["N"].coefficient, "D_coefficient": fits["D"].coefficient}
+            names: dict[str, Estimate] = {}
+            for quantity, law in fits.items():
+                exponent = {"N": "a", "D": "b"}.get(quantity, f"{quantity}_exponent")
+                names |= {exponent: law.exponent, f"{quantity}_coefficient": law.coefficient}
+            if kind in self.curvature:
+                names["curvature"] = self.curvature[kind]
             optima = self.optima[self.optima["kind"] == kind].drop(columns="kind")
             out["kinds"][kind] = {
                 "estimates": _estimates(names),
                 "fits": {name: law.to_json() for name, law in fits.items()},
+                **_known(self.draws.get(kind, {}), self.span.get(kind, {})),
                 "optima": optima.to_dict("records"),
             }
         out["shares"] = self.shares.to_dict("records")
@@ -94,19 +115,26 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Isoflop:
-    """Loss against size per budget. fit: a, b, N_coefficient, D_coefficient; None for fewer than two interior
-    optima."""
+    """Loss against size per budget. fit: a, b, N_coefficient, D_coefficient, the loss's L_exponent and L_coefficient
+    through the minima, and the curvature of ln L in ln(N/N_opt) squared; None for fewer than two interior optima."""
 
     points: pd.DataFrame
     optima: pd.DataFrame
     fit: dict[str, Estimate] | None
     line: pd.DataFrame
     kind: str
+    draws: Draws = field(default_factory=dict)
+    span: Span = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Estimates and the optima per budget."""
         estimates = None if self.fit is None else _estimates(self.fit)
-        return {"estimates": estimates, "kind": self.kind, "optima": self.optima.to_dict("records")}
+        return {
+            "estimates": estimates,
+            "kind": self.kind,
+            **_known(self.draws, self.span),
+            "optima": self.optima.to_dict("records"),
+        }
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,8 @@ class Parametric:
     starts: int
     kind: str
     line: pd.DataFrame
+    draws: Draws = field(default_factory=dict)
+    span: Span = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Estimates and how they were obtained."""
@@ -128,21 +158,29 @@ class Parametric:
             "points": len(self.points),
             "starts": self.starts,
             "kind": self.kind,
+            **_known(self.draws, self.span),
         }
 
 
 @dataclass(frozen=True)
 class Surface:
     """Kaplan's L(N, S_min): N_c, alpha_N, S_c, alpha_S, and the exponent alpha_C_min they imply with alpha_B (Eq.
-    1.7)."""
+    1.7). The compute in `span` is C_min."""
 
     points: pd.DataFrame
     estimates: dict[str, Estimate]
     objective: float
+    draws: Draws = field(default_factory=dict)
+    span: Span = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Estimates and the sum of squared residuals of ln L."""
-        return {"estimates": _estimates(self.estimates), "objective": self.objective, "points": len(self.points)}
+        return {
+            "estimates": _estimates(self.estimates),
+            "objective": self.objective,
+            "points": len(self.points),
+            **_known(self.draws, self.span),
+        }
 
 
 @dataclass(frozen=True)
@@ -174,15 +212,24 @@ class Laws:
             "frontier": self.frontier,
             "isoflop": self.isoflop,
             "parametric": self.parametric,
-            "kaplan": self.surface,
+            "kaplan-ns": self.surface,
         }
+        common = {"level": self.level, "convention": self.meta.get("convention")}
         laws = {}
         for name, section in sections.items():
             if section is not None:
                 own = [w for w in self.warnings if w["law"] == name]
-                laws[name] = {"law": name, **section.to_json(), "level": self.level, "warnings": own}
+                laws[name] = {"law": name, **section.to_json(), **common, "warnings": own}
         return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
 
 
 def _estimates(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
     return {name: e.to_json() for name, e in estimates.items()}
+
+
+def _known(draws: Draws, span: Span) -> dict[str, Any]:
+    """Where there are any."""
+    out: dict[str, Any] = {"span": {name: list(ends) for name, ends in span.items()}} if span else {}
+    if draws:
+        out["draws"] = {name: values.tolist() for name, values in thin(draws).items()}
+    return out

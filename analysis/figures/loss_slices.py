@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.chain.results import Laws
 
 NAME = "loss_slices"
-LAW = "kaplan"
+LAW = "kaplan-ns"
 STYLES: dict[str, dict[str, Any]] = {"minimum": {"marker": "D", "size": 30, "color": style.INK}}
 AXES = {"flops": "Fixed compute", "steps": "Fixed steps"}
 

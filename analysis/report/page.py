@@ -40,7 +40,7 @@ LAW_TEXT = {
     "raw": ("Frontier at the fixed batch", "y = coefficient · C^exponent along the lower envelope, C = 6ND in FLOP."),
     "isoflop": ("IsoFLOP minima", "N ∝ C^a and D ∝ C^b through the minima of the parabolas."),
     "parametric": ("Parametric fit", "L = E + A/N^α + B/D^β; a = β/(α+β), b = α/(α+β)."),
-    "kaplan": ("Kaplan's surface", "L(N, S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S."),
+    "kaplan-ns": ("Kaplan's surface", "L(N, S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S."),
 }
 
 # Where a paper's exponent can be compared; its constants depend on tokenizer and text and cannot.
@@ -63,8 +63,8 @@ PUBLISHED = {
     ("parametric", "beta"): f"{pub.APPROACH_3.beta:.3f} (Hoffmann); {pub.REFIT.beta} (Besiroglu)",
     ("parametric", "a"): f"{pub.APPROACH_3.a:.2f} (Hoffmann); {pub.REFIT.a:.2f} (Besiroglu)",
     ("parametric", "b"): f"{pub.APPROACH_3.b:.2f} (Hoffmann); {pub.REFIT.b:.2f} (Besiroglu)",
-    ("kaplan", "alpha_N"): f"{pub.SURFACE.alpha_N} (Kaplan)",
-    ("kaplan", "alpha_S"): f"{pub.SURFACE.alpha_S} (Kaplan)",
+    ("kaplan-ns", "alpha_N"): f"{pub.SURFACE.alpha_N} (Kaplan)",
+    ("kaplan-ns", "alpha_S"): f"{pub.SURFACE.alpha_S} (Kaplan)",
 }
 
 
@@ -144,7 +144,7 @@ def _law_tables(laws: Laws) -> list[dict[str, Any]]:
             for part in ("exponent", "coefficient")
             if not (kind == "raw" and quantity == "B")  # fixed, not found
         }
-    for key, section in (("parametric", laws.parametric), ("kaplan", laws.surface)):
+    for key, section in (("parametric", laws.parametric), ("kaplan-ns", laws.surface)):
         if section is not None:
             found[key] = section.estimates
     if laws.isoflop and laws.isoflop.fit:

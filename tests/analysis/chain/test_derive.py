@@ -79,16 +79,13 @@ def test_adjusted_points_follow_the_batch_equations(laws: Laws, table: Table) ->
 def test_json_is_plain_complete_and_repeats(laws: Laws, table: Table) -> None:
     text = json.dumps(laws.to_json(), allow_nan=False)
     data = json.loads(text)
-    assert set(data["laws"]) == {"critical-batch", "frontier", "isoflop", "parametric", "kaplan"}
-    for name in ("critical-batch", "isoflop", "parametric", "kaplan"):
+    assert set(data["laws"]) == {"critical-batch", "frontier", "isoflop", "parametric", "kaplan-ns"}
+    for name in ("critical-batch", "isoflop", "parametric", "kaplan-ns"):
         for estimate in data["laws"][name]["estimates"].values():
             assert set(estimate) == {"value", "se", "low", "high"}
-    assert set(data["laws"]["frontier"]["kinds"]["adjusted"]["estimates"]) == {
-        "a",
-        "b",
-        "N_coefficient",
-        "D_coefficient",
-    }
+    lines = {f"{quantity}_{part}" for quantity in "SBL" for part in ("exponent", "coefficient")}
+    adjusted = data["laws"]["frontier"]["kinds"]["adjusted"]
+    assert lines | {"a", "b", "N_coefficient", "D_coefficient"} <= set(adjusted["estimates"])
     assert data["meta"]["runs"] == len(table.runs)
     assert data["meta"]["flops_total"] == pytest.approx(float(table.runs["flops"].sum()))
     again = derive(table, replicates=3, seed=1).to_json()
@@ -96,6 +93,33 @@ def test_json_is_plain_complete_and_repeats(laws: Laws, table: Table) -> None:
     for result in (again, once_more):
         result["meta"].pop("seconds")
     assert json.dumps(again) == json.dumps(once_more)
+
+
+def test_json_carries_the_joint_draws_and_what_was_fitted(laws: Laws) -> None:
+    data = laws.to_json()["laws"]
+    assert laws.critical is not None
+    assert laws.surface is not None
+    assert laws.parametric is not None
+    for name, estimates in (
+        ("critical-batch", laws.critical.law or {}),
+        ("kaplan-ns", laws.surface.estimates),
+        ("parametric", laws.parametric.estimates),
+    ):
+        draws = data[name]["draws"]
+        assert set(draws) == set(estimates)
+        assert {len(values) for values in draws.values()} == {60}
+        assert data[name]["convention"] == "kaplan"
+    # Joint: the law of each replicate is its own.
+    slope, alpha = (np.array(data["critical-batch"]["draws"][name], dtype=float) for name in ("slope", "alpha_B"))
+    np.testing.assert_allclose(slope * alpha, -1)
+    parts = [np.array(data["kaplan-ns"]["draws"][name], dtype=float) for name in ("alpha_S", "alpha_N")]
+    total = 1 / (1 / parts[0] + 1 / alpha + 1 / parts[1])
+    np.testing.assert_allclose(total, np.array(data["kaplan-ns"]["draws"]["alpha_C_min"], dtype=float))
+    span = data["parametric"]["span"]
+    assert set(span) == {"params", "tokens", "flops", "loss"}
+    points = laws.parametric.points
+    assert span["flops"][1] == pytest.approx(6 * (points["params"] * points["tokens"]).max())
+    assert data["kaplan-ns"]["span"]["flops"][1] < span["flops"][1]  # C_min lies below C
 
 
 def test_without_replicates_there_are_values_and_no_intervals(table: Table, laws: Laws) -> None:
