@@ -102,5 +102,5 @@ KAPLAN_NOTES = {
     "B_crit exponent": "1/alpha_B = 4.76; the legend of Fig. 10 rounds it to 4.8.",
     "B_star": "The text prints 2e8 tokens, Table 5 2.1e8.",
     "D(C)": "Eq. 6.7 (4e10 C^0.26) is not consistent with Table 6 (2e10 C^0.27): 2 C_min/(6 N) is 2.2e10 at 1 PF-day.",
-    "20% excess": "Eq. B.16 gives 1.16 at N/N_eff = 0.6 and 1.20 at 2.2; excess of 20% on both sides is 0.56 to 2.2.",
+    "20% excess": "Eq. B.16 gives 1.16 at N/N_eff = 0.6 and 1.20 at 2.2; an excess of 20% is reached at 0.58 and 2.2.",
 }
