@@ -72,7 +72,8 @@ def derive_critical(
         return section, None
     at = _stated_target(used, targets)
     at_loss = float(targets[at])
-    estimates = {**law_estimates(law), "B_crit": estimate(np.exp(_read(groups, at)))}
+    read = np.exp(_read(groups, at))
+    estimates = {**law_estimates(law), "B_crit": estimate(read)}
     _warn_sizes(own, points, warnings)
     _warn_misfit(law[0], used, at_loss, warnings)
     slope = estimates["slope"]
@@ -80,8 +81,22 @@ def derive_critical(
     if slope.low is not None and slope.high is not None:
         rises = "yes" if slope.high < 0 else "no" if slope.low > 0 else "undecided"
     line = law_line(law, used["target_loss"].min(), used["target_loss"].max())
-    section = Critical(section.crossings, section.cells, points, estimates, at_loss, rises, line)
+    span = {
+        "loss": (float(used["target_loss"].min()), float(used["target_loss"].max())),
+        "batch_tokens": (min(cell.batch for cell in cells), max(cell.batch for cell in cells)),
+    }
+    section = Critical(
+        section.crossings, section.cells, points, estimates, at_loss, rises, line, _draws(law, read), span
+    )
     return section, law
+
+
+def _draws(law: np.ndarray, read: np.ndarray) -> dict[str, np.ndarray]:
+    """Joint draws of the section's estimates; none without replicates."""
+    if len(law) == 1:
+        return {}
+    with np.errstate(over="ignore", divide="ignore"):
+        return {"B_star": np.exp(law[1:, 0]), "alpha_B": -1 / law[1:, 1], "slope": law[1:, 1], "B_crit": read[1:]}
 
 
 def law_estimates(law: np.ndarray) -> dict[str, Estimate]:
@@ -166,20 +181,15 @@ def _law(groups: Sequence[_Group], targets: np.ndarray) -> np.ndarray:
 def _points(group: _Group, cells: Sequence[cb.Cell], targets: np.ndarray) -> pd.DataFrame:
     fits = group.fits
     number = len(targets)
-    v = group.variance
-    se = {
-        "S_min": np.sqrt(fits.inverse[:number, 0, 0] * v),
-        "E_min": np.sqrt(fits.inverse[:number, 1, 1] * v),
-        "B_crit": np.sqrt(fits.ln_b_inverse[:number] * v),
+    inverse = fits.inverse[:number]
+    parts = {
+        "S_min": (fits.ln_s, inverse[:, 0, 0]),
+        "E_min": (fits.ln_e, inverse[:, 1, 1]),
+        "B_crit": (fits.ln_b, fits.ln_b_inverse[:number]),
     }
-    ln = {"S_min": fits.ln_s[:number], "E_min": fits.ln_e[:number], "B_crit": fits.ln_b[:number]}
     frame = pd.DataFrame({"group": group.name, "params": cells[group.members[0]].params, "target_loss": targets})
-    for name, values in ln.items():
-        frame[name] = np.exp(values)
-        frame[f"{name}_se"] = np.exp(values) * se[name]
-    with np.errstate(over="ignore"):  # an undetermined B_crit has no upper end
-        frame["B_crit_low"] = np.exp(ln["B_crit"] - _Z * se["B_crit"])
-        frame["B_crit_high"] = np.exp(ln["B_crit"] + _Z * se["B_crit"])
+    for name, (ln, unit) in parts.items():
+        frame = frame.assign(**_with_interval(name, group.sample(ln), np.sqrt(unit * group.variance)))
     frame["batches"] = fits.batches[:number].astype(int)
     frame["used"] = fits.bracketed[:number]
     known = np.where(np.isfinite(frame["B_crit"]), frame["B_crit"], 0.0)
@@ -190,6 +200,22 @@ def _points(group: _Group, cells: Sequence[cb.Cell], targets: np.ndarray) -> pd.
         "B_crit lies above the batches that reach it",
     )
     return frame
+
+
+def _with_interval(name: str, ln: np.ndarray, fitted_se: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a quantity at each target from its logarithm in every sample [samples, targets]: standard error and
+    interval of the simulated sweeps, or the fit's own where there are none."""
+    value = np.exp(ln[0])
+    low, high = band(ln)
+    simulated = np.isfinite(low)
+    spread = np.full(len(value), np.nan)
+    if simulated.any():
+        spread[simulated] = np.nanstd(ln[1:, simulated], axis=0, ddof=1)
+    se = np.where(simulated, spread, fitted_se)
+    with np.errstate(over="ignore"):  # an undetermined B_crit has no upper end
+        low = np.where(simulated, np.exp(low), np.exp(ln[0] - _Z * fitted_se))
+        high = np.where(simulated, np.exp(high), np.exp(ln[0] + _Z * fitted_se))
+    return {name: value, f"{name}_se": value * se, f"{name}_low": low, f"{name}_high": high}
 
 
 def _crossings(runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarray, steps: cb.Steps) -> pd.DataFrame:

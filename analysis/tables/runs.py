@@ -62,12 +62,12 @@ class Run:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """Standard deviation of ln(loss) between seeds at equal tokens, its correlation length in ln(tokens), the degrees
-    of freedom behind it (0: assumed)."""
+    """Standard deviation of ln(loss) between seeds at equal tokens, its correlation length in ln(tokens), and the
+    effective degrees of freedom behind it (0: assumed): a pair of curves counts once a correlation length."""
 
     sigma: float
     correlation: float
-    freedom: int
+    freedom: float
 
 
 def extract(table: Table) -> list[Run]:
@@ -107,6 +107,7 @@ def seed_noise(runs: Iterable[Run]) -> SeedNoise:
         length = run.final_tokens if run.decayed else 0.0
         sets[(run.group, run.recipe, run.batch, run.setting, length)].append(run)
     squares, lagged, freedom, points, lags = 0.0, 0.0, 0, 0, []
+    spans: list[tuple[int, float]] = []  # (degrees of freedom, ln(tokens)) of each set
     weights = 0.0
     for members in sets.values():
         if len(members) < 2:
@@ -122,6 +123,7 @@ def seed_noise(runs: Iterable[Run]) -> SeedNoise:
         residuals = values - values.mean(axis=0)
         squares += float((residuals**2).sum()) / len(grid)
         freedom += len(members) - 1
+        spans.append((len(members) - 1, float(grid[-1] - grid[0])))
         if len(grid) > 1:
             points += 1
             lagged += float((residuals[:, 1:] * residuals[:, :-1]).sum())
@@ -133,7 +135,8 @@ def seed_noise(runs: Iterable[Run]) -> SeedNoise:
     if weights > 0:
         rho = min(max(lagged / weights, 0.01), 0.99)
         correlation = float(np.mean(lags)) / -math.log(rho)
-    return SeedNoise(math.sqrt(squares / freedom), correlation, freedom)
+    effective = sum(own * max(1.0, span / correlation) for own, span in spans)
+    return SeedNoise(math.sqrt(squares / freedom), correlation, effective)
 
 
 def _run(row: dict[str, object], label: str, curve: pd.DataFrame, pooled: bool) -> Run:

@@ -64,6 +64,8 @@ class Truth:
         return np.exp((low + high) / 2)
 
 
+_TRANSIENT = 0.5  # of ln(loss) at the start of a warm-up; gone (1e-4 of it) at its end
+
 # (layers, width) -> batches in sequences of 128 tokens: the layout of a small sweep, with one batch size in common.
 SMALL_SWEEP: dict[tuple[int, int], tuple[int, ...]] = {
     (2, 8): (16,),
@@ -86,6 +88,7 @@ def synthetic_sweep(
     lr_factors: Sequence[float] = (1.0,),
     lr_penalty: float = 0.1,
     tuning: float = 0.0,
+    warmup: float = 0.0,
     n_ctx: int = 128,
     points_per_decade: int = 8,
     seed: int = 0,
@@ -100,6 +103,8 @@ def synthetic_sweep(
     seeds: (n_layer, d_model, sequences) -> number of seeds; three at batch 16 of the two smallest sizes by default.
     lr_factors: rates as multiples of the best one; a factor f costs exp(lr_penalty·ln(f)²) times the steps.
     tuning: standard deviation of ln(steps) between cells, as from rates that are not equally well tuned everywhere.
+    warmup: tokens of the warm-up, in which losses lie up to `_TRANSIENT` above the law and which the analysis must not
+        read.
     """
     truth = truth or Truth()
     rng = np.random.default_rng(seed)
@@ -121,10 +126,13 @@ def synthetic_sweep(
                     at = _evaluation_steps(steps, batch, points_per_decade)
                     slowed = at * math.exp(mistuned - lr_penalty * math.log(lr_factor) ** 2)
                     loss = truth.loss(params, batch, slowed)
+                    if warmup:
+                        loss = loss * np.exp(_TRANSIENT * np.exp(-((3 * at * batch / warmup) ** 2)))
                     noise = correlated_noise(np.log(at * batch), correlation, rng)[0]
                     loss = loss * np.exp(sigma * noise)
                     lr = lr_factor * 3e-3 * math.sqrt(sequences)
                     row = _run_row(run_id, n_layer, d_model, n_ctx, batch, steps, lr, number, float(loss[-1]))
+                    row["warmup_tokens"] = warmup
                     runs.append(row)
                     curves.append(_curve_rows(row, at, loss))
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic sweep")
@@ -141,13 +149,14 @@ def decayed_sweep(
     beta: float = 0.4,
     sigma: float = 0.0,
     schedule: str = "cosine",
+    seeds: int = 1,
     n_ctx: int = 128,
     batch: int = 2048,
     seed: int = 0,
 ) -> Table:
     """Runs of every shape to every budget (FLOP) under a decaying schedule, with final losses E + A/N^alpha +
     B/D^beta and independent noise of ln(loss). What the curves hold before their end is too high, as under a schedule
-    not yet run down."""
+    not yet run down. `seeds`: of every shape at the lowest budget."""
     rng = np.random.default_rng(seed)
     runs: list[dict[str, object]] = []
     curves: list[pd.DataFrame] = []
@@ -156,12 +165,13 @@ def decayed_sweep(
         for budget in budgets:
             steps = max(4, round(budget / (6 * params * batch)))
             at = np.unique(np.linspace(steps / 4, steps, 4).astype(int))
-            loss = (E + A / params**alpha + B / (at * batch) ** beta) * (1 + 0.1 * (1 - at / steps))
-            loss = loss * np.exp(sigma * rng.standard_normal())
-            name = f"{n_layer}x{d_model}-{budget:.3g}"
-            row = _run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3, 0, float(loss[-1]))
-            runs.append(row | {"schedule": schedule})
-            curves.append(_curve_rows(row, at, loss))
+            law = (E + A / params**alpha + B / (at * batch) ** beta) * (1 + 0.1 * (1 - at / steps))
+            for number in range(seeds if budget == min(budgets) else 1):
+                loss = law * np.exp(sigma * rng.standard_normal())
+                name = f"{n_layer}x{d_model}-{budget:.3g}-{number}"
+                row = _run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3, number, float(loss[-1]))
+                runs.append(row | {"schedule": schedule})
+                curves.append(_curve_rows(row, at, loss))
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic decayed sweep")
 
 
