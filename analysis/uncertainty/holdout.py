@@ -65,6 +65,17 @@ class HoldOut:
         """Signed mean: above zero where the law promises more than was measured."""
         return float(self.points["error"].mean())
 
+    def text(self) -> str:
+        """In one line."""
+        what = {"loss": "losses", "params": "optimal sizes"}.get(self.quantity, self.quantity)
+        errors = (
+            f"{self.rms:.2%} rms, {self.median:.2%} median, {self.largest:.2%} at most, {self.mean:+.2%} on average"
+        )
+        return (
+            f"fitted to {self.fitted} points below {self.above:.3g} FLOP, it misses the {len(self.points)} {what} "
+            f"above (up to {self.reach:.3g} times the compute) by {errors}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, every point among it."""
         summary = {"rms": self.rms, "median": self.median, "max": self.largest, "mean": self.mean}
