@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import frontier as fr
+from analysis import envelope as env
 from analysis import isoflop as iso
 from analysis.chain.results import Frontier, Isoflop
+from analysis.minima import Optima, find_optima, per_token_at
 from analysis.outcome import Warnings
 from analysis.power_law import PowerLaw
 from analysis.tables.runs import Run
@@ -76,12 +77,12 @@ def _derive_kind(
     laws = [None] * len(losses) if law is None else [(float(k), float(s)) for k, s in law]
     lowest, highest = np.log(measured)
     curves = [
-        [(fr.ln_compute(size, y, own), np.where(y <= highest, y, np.nan)) for size, y in zip(sizes, row, strict=True)]
+        [(env.ln_compute(size, y, own), np.where(y <= highest, y, np.nan)) for size, y in zip(sizes, row, strict=True)]
         for row, own in zip(losses, laws, strict=True)
     ]
-    grid = fr.compute_grid(curves[0], lowest)
-    values = [fr.read_curves(row, grid) for row in curves]
-    optima = [fr.find_optima(ln_n, v, fr.FACTOR) for v in values]
+    grid = env.compute_grid(curves[0], lowest)
+    values = [env.read_curves(row, grid) for row in curves]
+    optima = [find_optima(ln_n, v, env.FACTOR) for v in values]
     frame = _optima_frame(kind, runs, sizes, index, curves[0], grid, values[0], optima, laws[0], batch)
     curve_frame = pd.concat(
         [
@@ -94,7 +95,7 @@ def _derive_kind(
     )
     at = grid[optima[0].interior]
     no_line = pd.DataFrame(columns=["kind", "quantity", "flops", "value", "low", "high"])
-    surfaces = [fr.fit_surface(ln_n, grid, v, o) for v, o in zip(values, optima, strict=True)]
+    surfaces = [env.fit_surface(ln_n, grid, v, o) for v, o in zip(values, optima, strict=True)]
     if not np.isfinite(surfaces[0]).all():
         warnings.add(
             "frontier", "optimum_at_edge", f"{kind}: the best size is the smallest or largest at all but {len(at)} "
@@ -108,8 +109,8 @@ def _derive_kind(
         )  # fmt: skip
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
     for k, own in zip(surfaces, laws, strict=True):
-        best_n, best_l = fr.surface_optimum(k, ln_n, grid, at)
-        fitted = fr.fit_lines(at, fr.quantities(at, best_n, fr.per_token_at(ln_n, ln_k, best_n), best_l, batch, own))
+        best_n, best_l = env.surface_optimum(k, ln_n, grid, at)
+        fitted = env.fit_lines(at, env.quantities(at, best_n, per_token_at(ln_n, ln_k, best_n), best_l, batch, own))
         for name in QUANTITIES:
             lines[name].append(fitted[name])
     coefficients = {name: np.array(rows) for name, rows in lines.items()}
@@ -138,7 +139,7 @@ def _optima_frame(
     curves: list[tuple[np.ndarray, np.ndarray]],
     grid: np.ndarray,
     values: np.ndarray,
-    optima: list[fr.Optima],
+    optima: list[Optima],
     law: tuple[float, float] | None,
     batch: float | None,
 ) -> pd.DataFrame:
@@ -148,7 +149,7 @@ def _optima_frame(
     envelope = values[best.index, np.arange(len(grid))]
     ln_n = np.where(best.used, best.ln_n, np.log(sizes_at))
     ln_l = np.where(best.used, best.value, envelope)
-    logs = fr.quantities(grid, ln_n, fr.per_token_at(ln_sizes, ln_k, ln_n), ln_l, batch, law)
+    logs = env.quantities(grid, ln_n, per_token_at(ln_sizes, ln_k, ln_n), ln_l, batch, law)
     low, high = band(np.array([o.ln_n for o in optima]))
     positions = [int(np.searchsorted(curves[s][0], c)) for s, c in zip(best.index, grid, strict=True)]
     run_ids = [runs[index[s][min(p, len(index[s]) - 1)]].run_id for s, p in zip(best.index, positions, strict=True)]
@@ -179,9 +180,9 @@ def _shares(fits: dict[str, dict[str, PowerLaw]], lines: pd.DataFrame) -> pd.Dat
 def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[Size], warnings: Warnings) -> Isoflop:
     """From undecayed curves read at automatic budgets. Raises InputError for fewer than four sizes."""
     losses, index = read_sizes(samples, sizes)
-    curves = [[(fr.ln_compute(s, y, None), y) for s, y in zip(sizes, row, strict=True)] for row in losses]
+    curves = [[(env.ln_compute(s, y, None), y) for s, y in zip(sizes, row, strict=True)] for row in losses]
     budgets = iso.choose_budgets(curves[0])
-    values = np.exp([fr.read_curves(row, budgets) for row in curves])
+    values = np.exp([env.read_curves(row, budgets) for row in curves])
     rows = np.array([[i[min(int(np.searchsorted(x, b)), len(i) - 1)] for b in budgets]
                      for i, (x, _) in zip(index, curves[0], strict=True)])  # fmt: skip
     return _isoflop(
@@ -233,7 +234,7 @@ def _isoflop(
     were read from."""
     params, per_token = np.array([(p, k) for _, p, k in names]).T
     ln_n, ln_k = np.log(params), np.log(per_token)
-    optima = [fr.find_optima(ln_n, v) for v in values]
+    optima = [find_optima(ln_n, v) for v in values]
     best = optima[0]
     flops = np.exp(budgets)
     points = pd.DataFrame(
@@ -248,7 +249,7 @@ def _isoflop(
     low, high = band(np.array([o.ln_n for o in optima]))
     frame = pd.DataFrame({"budget": flops, "params": np.exp(best.ln_n)})
     frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
-    frame["tokens"] = flops / np.exp(fr.per_token_at(ln_n, ln_k, best.ln_n))
+    frame["tokens"] = flops / np.exp(per_token_at(ln_n, ln_k, best.ln_n))
     frame["loss"] = best.value
     smallest = best.index == np.argmax(np.isfinite(values[0]), axis=0)
     frame["edge"] = np.where(best.interior, "interior", np.where(smallest, "smallest", "largest"))
@@ -263,7 +264,7 @@ def _isoflop(
     line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
     if best.used.sum() < 2:
         return Isoflop(points, frame, None, line, kind)
-    fits = [iso.fit_exponents(budgets, o.ln_n, fr.per_token_at(ln_n, ln_k, o.ln_n)) for o in optima]
+    fits = [iso.fit_exponents(budgets, o.ln_n, per_token_at(ln_n, ln_k, o.ln_n)) for o in optima]
     estimates = {name: estimate(np.array([f[name] for f in fits])) for name in fits[0]}
     at = np.linspace(budgets[best.used].min(), budgets[best.used].max(), 30)
     ln_line = np.array([np.log(f["N_coefficient"]) + f["a"] * at for f in fits])

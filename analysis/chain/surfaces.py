@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import kaplan, parametric
 from analysis.chain.results import Isoflop, Parametric, Surface
-from analysis.frontier import per_token_at
+from analysis.minima import per_token_at
 from analysis.outcome import Warnings
 from analysis.tables.runs import Run
 from analysis.tables.sizes import Size, size_curve

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import frontier as fr
+from analysis import envelope as env
 from analysis.chain.frontier import EVERYWHERE, derive_frontier
 from analysis.chain.results import Frontier
+from analysis.minima import find_optima
 from analysis.outcome import Warnings
 from analysis.tables.runs import Run, extract
 from analysis.tables.sizes import choose_batch, make_sizes
@@ -107,7 +108,7 @@ def test_parabolas_by_hand() -> None:
     ln_n = np.log([1.0, 2, 4, 8, 16, 32])
     values = np.stack([0.1 * (ln_n - c) ** 2 + 2 for c in np.log([5.0, 1.2, 30.0])], axis=1)
     values[0, 0] = np.nan
-    found = fr.find_optima(ln_n, values)
+    found = find_optima(ln_n, values)
     assert found.interior.tolist() == [True, False, False]
     assert found.used.tolist() == [True, False, False]
     assert np.exp(found.ln_n[0]) == pytest.approx(5)
@@ -120,20 +121,20 @@ def test_parabolas_by_hand() -> None:
 def test_a_small_size_that_ended_beaten_is_no_edge() -> None:
     ln_n = np.log([1.0, 2, 4, 8])
     values = np.array([[3.0, 2.9, np.nan], [3.1, 2.8, 2.5], [3.2, 3.0, 2.6], [3.4, 3.2, 2.7]])
-    assert fr.find_optima(ln_n, values).interior.tolist() == [False, True, True]
+    assert find_optima(ln_n, values).interior.tolist() == [False, True, True]
     values[0, 1] = 2.7  # now it ended ahead of all: the next one is only the smallest of those left
-    assert fr.find_optima(ln_n, values).interior.tolist() == [False, False, False]
+    assert find_optima(ln_n, values).interior.tolist() == [False, False, False]
     # Nor does it help that a still smaller one was beaten, when the last to end was not.
     five = np.vstack([[3.3, np.nan, np.nan], values])
-    assert fr.find_optima(np.log([0.5, 1, 2, 4, 8]), five).interior.tolist() == [True, True, False]
+    assert find_optima(np.log([0.5, 1, 2, 4, 8]), five).interior.tolist() == [True, True, False]
 
 
 def test_surface_of_a_quadratic_is_exact() -> None:
     ln_n, grid = np.log(np.geomspace(1e3, 1e5, 6)), np.linspace(20, 24, 15)
     optimum = 0.6 * (grid - 22) + ln_n.mean()
     values = 0.02 * (ln_n[:, None] - optimum) ** 2 + 1 - 0.05 * (grid - 22)
-    k = fr.fit_surface(ln_n, grid, values, fr.find_optima(ln_n, values))
-    best_n, best_l = fr.surface_optimum(k, ln_n, grid, grid)
+    k = env.fit_surface(ln_n, grid, values, find_optima(ln_n, values))
+    best_n, best_l = env.surface_optimum(k, ln_n, grid, grid)
     np.testing.assert_allclose(best_n, optimum, atol=1e-9)
     np.testing.assert_allclose(best_l, 1 - 0.05 * (grid - 22), atol=1e-9)
 

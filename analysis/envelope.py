@@ -1,0 +1,132 @@
+"""Lower envelopes of the loss over model sizes at equal compute, raw and adjusted, and the optimal size N_opt(C).
+
+The sizes are compared on one curve each (`analysis.tables.sizes`). Raw means against C = k D at the batch they share,
+with k the training FLOPs per token (6 N, unless the convention counts more); adjusted means against C_min =
+C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
+
+Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too
+low with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in (ln
+C, ln N), least squares over the sizes within a factor of 3 of its own minimum (the neighbours at least); that minimum
+over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most about 0.02, with and without noise,
+and its scatter is below that of parabolas for each C, which give the points N_opt(C). Wider windows scatter less and
+are biased where the loss is no parabola in ln N: real curves flatten towards large, undertrained sizes, and twice the
+width lowered the exponent of such a sweep by 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.minima import Optima
+from analysis.power_law import line
+from analysis.tables.sizes import LEAST_SIZES, Size
+from sweep.schema import InputError
+
+GRID_PER_DECADE = 12
+FACTOR = 3.0  # in N around the best size: what the surface and the parabolas at each compute take in
+_ROUNDS = 8  # of fitting the surface around its own minimum
+
+
+def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np.ndarray:
+    """ln C = ln k D along a size's curve, or ln C_min where a law (intercept, slope of ln B_crit against ln L) is
+    given. Made to increase where noise in the loss would turn it back."""
+    x = size.x + math.log(size.flops_per_token)
+    if law is None:
+        return x
+    x = x - np.logaddexp(0.0, math.log(size.batch) - (law[0] + law[1] * y))
+    return np.maximum.accumulate(np.where(np.isfinite(x), x, -np.inf))
+
+
+def compute_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]], lowest: float = -math.inf) -> np.ndarray:
+    """ln C, log-spaced, over what three or more of the curves (ln C, ln L) reach, up to where the first of them falls
+    below ln L = `lowest`."""
+    ranges = [(x[np.isfinite(y)][0], x[np.isfinite(y)][-1]) for x, y in curves if np.isfinite(y).any()]
+    if len(ranges) < 3:
+        raise InputError(f"frontier: {len(ranges)} model sizes have curves to compare; give at least {LEAST_SIZES}")
+    low, high = sorted(r[0] for r in ranges)[2], sorted(r[1] for r in ranges)[-3]
+    below = [x[y < lowest] for x, y in curves]
+    high = min([high, *(x[0] for x in below if len(x))])
+    step = math.log(10) / GRID_PER_DECADE
+    grid = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+    if not len(grid):
+        raise InputError("frontier: no range of compute is covered by three model sizes; train the small ones longer")
+    return grid
+
+
+def read_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
+    """ln L [sizes, grid] of curves (ln x, ln L); nan where a curve is not known."""
+    rows = []
+    for x, y in curves:
+        good = np.isfinite(y) & np.isfinite(x)
+        rows.append(np.interp(grid, x[good], y[good], left=np.nan, right=np.nan) if good.sum() else grid * np.nan)
+    return np.array(rows)
+
+
+def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:
+    """Quadratic surface of ln L in (ln C, ln N) near its own minimum over N: coefficients of 1, c, c^2, n, n c, n^2
+    with c, n from `grid.mean()`, `ln_n.mean()`. nan where there are fewer than three interior optima or no minimum.
+
+    The first fit takes the sizes around the lowest one at each interior compute. The lowest is low by noise as well as
+    by size, which draws the minimum towards it; so the fit is repeated on the sizes around the fitted line N_opt(C),
+    wherever that lies between the smallest and the largest size, until the points no longer change.
+    """
+    if optima.interior.sum() < 3:
+        return np.full(6, np.nan)
+    known = np.isfinite(values)
+    take = optima.window & optima.interior
+    for _ in range(_ROUNDS):
+        k = _quadratic(ln_n, grid, values, take)
+        if not np.isfinite(k).all():
+            return k
+        best, _ = surface_optimum(k, ln_n, grid, grid)
+        left = np.where(known & (ln_n[:, None] <= best), ln_n[:, None], -np.inf).max(axis=0)
+        right = np.where(known & (ln_n[:, None] >= best), ln_n[:, None], np.inf).min(axis=0)
+        near = np.abs(ln_n[:, None] - best) <= math.log(FACTOR)
+        near |= (ln_n[:, None] == left) | (ln_n[:, None] == right)
+        again = known & near & (best >= ln_n[0]) & (best <= ln_n[-1])
+        if (again == take).all():
+            break
+        take = again
+    return k
+
+
+def _quadratic(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, take: np.ndarray) -> np.ndarray:
+    """Least squares of the surface's six terms on the points `take` [sizes, g]."""
+    sizes, columns = np.nonzero(take)
+    c, n = grid[columns] - grid.mean(), ln_n[sizes] - ln_n.mean()
+    design = np.stack([np.ones_like(c), c, c * c, n, n * c, n * n], axis=1)
+    k, _, rank, _ = np.linalg.lstsq(design, values[take], rcond=None)
+    return k if rank == 6 and k[5] > 0 else np.full(6, np.nan)
+
+
+def surface_optimum(k: np.ndarray, ln_n: np.ndarray, grid: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ln N_opt, ln L) of the surface's minimum over N at ln C = `at`; the first is a straight line."""
+    c = at - grid.mean()
+    n = -(k[3] + k[4] * c) / (2 * k[5])
+    return n + ln_n.mean(), k[0] + k[1] * c + k[2] * c * c + (k[3] + k[4] * c) * n / 2
+
+
+def quantities(
+    ln_c: np.ndarray,
+    ln_n: np.ndarray,
+    ln_k: np.ndarray,
+    ln_l: np.ndarray,
+    batch: float | None,
+    law: tuple[float, float] | None,
+) -> dict[str, np.ndarray]:
+    """ln of N, D, B, S and L at each ln C; ln_k: of the FLOPs per token at N. With a law, ln C is ln C_min: B =
+    B_crit(L), S = S_min = C_min/(k B), and D = 2 B_crit S_min, the tokens of a run at the critical batch. Without, B =
+    `batch`, D = C/k and S = D/B."""
+    if law is None:
+        ln_b = np.full_like(ln_c, math.log(batch) if batch else np.nan)
+        return {"N": ln_n, "D": ln_c - ln_k, "B": ln_b, "S": ln_c - ln_k - ln_b, "L": ln_l}
+    ln_b = law[0] + law[1] * ln_l
+    return {"N": ln_n, "D": ln_c - ln_k + math.log(2), "B": ln_b, "S": ln_c - ln_k - ln_b, "L": ln_l}
+
+
+def fit_lines(ln_c: np.ndarray, logs: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """(intercept, exponent) of each quantity against ln C."""
+    return {name: line(ln_c, values) for name, values in logs.items()}
