@@ -1,13 +1,12 @@
-"""The critical batch: planted trade-offs, crossings and the law over losses."""
+"""The critical batch of a sweep: crossings, cells and the law over losses, from planted sweeps."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
 
 from analysis import critical_batch as cb
-from analysis.chain.critical import derive_critical, law_estimates
+from analysis.chain.critical import derive_critical
 from analysis.chain.results import Critical
 from analysis.outcome import Warnings
 from analysis.tables.runs import SeedNoise, extract
@@ -16,7 +15,6 @@ from analysis.uncertainty.simulate import Truth, synthetic_sweep
 from sweep.schema import InputError
 
 TRUTH = Truth()
-BATCHES = np.array([256.0, 512, 1024, 2048, 4096, 8192, 16384])
 
 
 def derive(table: object, replicates: int = 0, sigma: float = 0.004) -> tuple[Critical, np.ndarray | None, Warnings]:
@@ -26,57 +24,7 @@ def derive(table: object, replicates: int = 0, sigma: float = 0.004) -> tuple[Cr
     return *derive_critical(samples, sigma, warnings), warnings
 
 
-def test_planted_tradeoff_comes_back_exactly() -> None:
-    found = cb.critical_batch(BATCHES, 150 + 7.5e5 / BATCHES)
-    assert found["S_min"].value == pytest.approx(150, rel=1e-8)
-    assert found["E_min"].value == pytest.approx(7.5e5, rel=1e-8)
-    assert found["B_crit"].value == pytest.approx(5000, rel=1e-8)
-
-
-def test_fit_and_errors_are_those_of_scipy() -> None:
-    rng = np.random.default_rng(0)
-    steps = (150 + 7.5e5 / BATCHES) * np.exp(0.05 * rng.normal(size=7))
-    found = cb.critical_batch(BATCHES, steps)
-    best = least_squares(
-        lambda t: np.logaddexp(t[0], t[1] - np.log(BATCHES)) - np.log(steps), np.log([100, 1e6]), xtol=1e-15, ftol=1e-15
-    )
-    covariance = np.linalg.inv(best.jac.T @ best.jac) * 2 * best.cost / 5
-    assert np.log([found["S_min"].value, found["E_min"].value]) == pytest.approx(best.x, rel=1e-7)
-    for name, variance in {
-        "S_min": covariance[0, 0],
-        "E_min": covariance[1, 1],
-        "B_crit": covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1],
-    }.items():
-        assert found[name].se == pytest.approx(found[name].value * np.sqrt(variance), rel=1e-4)
-
-
-def test_bracketing_and_missing_batches() -> None:
-    steps = np.log([150 + 7.5e5 / BATCHES, 150 + 1.5e4 / BATCHES, 150 + 7.5e6 / BATCHES, 150 + 7.5e5 / BATCHES])
-    steps[3, 2:] = np.nan
-    found = cb.fit_tradeoffs(BATCHES, steps)
-    assert found.bracketed.tolist() == [True, False, False, False]
-    assert found.batches.tolist() == [7, 7, 7, 2]
-    assert np.isnan(found.ln_s[3])
-    np.testing.assert_allclose(np.exp(found.ln_b[:3]), [5000, 100, 50000], rtol=1e-6)
-    # A batch that did not reach the target does not take part, and B_crit must lie among the others.
-    steps[0, :5] = np.nan
-    assert not cb.fit_tradeoffs(BATCHES, steps).bracketed[0]
-
-
-def test_parameters_stay_positive_where_the_line_would_not() -> None:
-    """Steps that fall faster than 1/B: the linear intercept is negative, S_min is not."""
-    steps = 1e6 / BATCHES**1.1
-    assert np.polyfit(1 / BATCHES, steps, 1)[1] < 0
-    found = cb.critical_batch(BATCHES, steps)
-    assert 0 <= found["S_min"].value < 0.01 * steps.min()
-    assert found["E_min"].value == pytest.approx(np.exp(np.mean(np.log(steps * BATCHES))), rel=0.01)
-
-
-def test_unusable_input_is_refused() -> None:
-    with pytest.raises(InputError, match="2 batch sizes"):
-        cb.critical_batch(np.array([256.0, 512, 512]), np.array([900.0, 500, 510]))
-    with pytest.raises(InputError, match="positive"):
-        cb.critical_batch(BATCHES, np.r_[np.nan, np.ones(6)])
+def test_too_few_batches_are_refused() -> None:
     one_batch = synthetic_sweep(cells={(2, 16): (8, 16)}, tokens=3e5, seeds={})
     with pytest.raises(InputError, match="3 or more batch sizes"):
         derive(one_batch)
@@ -199,14 +147,6 @@ def test_crossings_inside_the_warmup_do_not_count() -> None:
     assert steps.warmup[cells.index(next(c for c in cells if c.batch == 4096))].tolist() == [True, False]
     assert np.isnan(steps.ln_steps[steps.warmup]).all()
     assert cb.choose_targets(runs, cells).max() < 3.5
-
-
-def test_interval_of_alpha_is_open_where_the_slope_may_vanish() -> None:
-    slopes = np.array([-2.0, *np.linspace(-5, 1, 101)])
-    found = law_estimates(np.column_stack([np.full(102, 10.0), slopes]))
-    assert found["alpha_B"].value == pytest.approx(0.5)
-    assert found["alpha_B"].low == pytest.approx(1 / 4.7)
-    assert found["alpha_B"].high is None
 
 
 def test_tuning_scatter_is_found_again() -> None:

@@ -1,8 +1,7 @@
-"""Steps to a target loss against batch size, the critical batch B_crit(L), and its law (Kaplan et al. 2020, 5.1).
+"""From runs to S(B, L): the steps that each batch size needs to each target loss, over what was tuned and the seeds.
 
 S(B, L) is the least number of steps to test loss L over the learning rates tried at that batch; of several seeds the
-mean of ln S is taken. At each model and target, S = S_min + E_min/B is fitted on ln S, and B_crit = E_min/S_min tokens.
-The law over losses is B_crit = B_star / L^(1/alpha_B) (Eq. 5.3), a weighted line in logarithms.
+mean of ln S is taken.
 """
 
 from __future__ import annotations
@@ -13,14 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import engine
-from analysis.outcome import Estimate
-from analysis.power_law import line
+from analysis.critical_batch.tradeoff import LEAST_BATCHES, fit_tradeoffs
 from analysis.tables.runs import Run
 from sweep.schema import InputError
 
 TARGETS = 16
-LEAST_BATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -45,33 +41,6 @@ class Steps:
     seeds: np.ndarray
     warmup: np.ndarray
     at_edge: np.ndarray
-
-
-@dataclass(frozen=True)
-class Tradeoff:
-    """Fits of S = S_min + E_min/B [problems]. inverse: [problems, 2, 2], the covariance of (ln S_min, ln E_min) for
-    unit residual variance. variance: residual variance of ln S with `freedom` degrees of freedom. batches: fitted
-    points. fitted: ln S at every batch [problems, batches]. bracketed: B_crit lies between the least and greatest
-    batch."""
-
-    ln_s: np.ndarray
-    ln_e: np.ndarray
-    inverse: np.ndarray
-    variance: np.ndarray
-    batches: np.ndarray
-    fitted: np.ndarray
-    bracketed: np.ndarray
-
-    @property
-    def ln_b(self) -> np.ndarray:
-        """ln B_crit in tokens."""
-        return self.ln_e - self.ln_s
-
-    @property
-    def ln_b_inverse(self) -> np.ndarray:
-        """Variance of ln B_crit for unit residual variance."""
-        v = self.inverse
-        return v[..., 0, 0] + v[..., 1, 1] - 2 * v[..., 0, 1]
 
 
 def make_cells(runs: Sequence[Run]) -> list[Cell]:
@@ -160,45 +129,6 @@ def steps_to(runs: Sequence[Run], cells: Sequence[Cell], targets: np.ndarray) ->
     return Steps(ln_steps, lr, seeds, warmup, at_edge)
 
 
-def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray) -> Tradeoff:
-    """Fit S = S_min + E_min/B on ln S, both positive, for many problems at once.
-
-    batches: [n] tokens. ln_steps: [problems, n], nan where a batch did not reach the target. Problems with fewer than
-    three batches get nan.
-    """
-    ln_batches = np.log(batches)
-    known = np.isfinite(ln_steps)
-    count = known.sum(axis=1)
-    enough = count >= LEAST_BATCHES
-    y = np.where(known, ln_steps, 0.0)
-    w = (known & enough[:, None]).astype(float)
-    design = np.zeros((2, len(batches), 2))
-    design[0, :, 0] = design[1, :, 1] = 1
-    offset = np.stack([np.zeros(len(batches)), -ln_batches])
-    # Start from several B_crit across the batches and a little beyond, each with its best S_min.
-    guesses = np.linspace(ln_batches.min() - 2, ln_batches.max() + 2, 6)
-    rest = y[:, None] - np.log1p(np.exp(guesses[:, None] - ln_batches))
-    ln_s = (w[:, None] * rest).sum(axis=2) / np.maximum(count, 1)[:, None]
-    starts = np.stack([ln_s, ln_s + guesses], axis=2)
-    best = engine.solve(design, y, starts, offset=offset, weights=w)
-    ln_s, ln_e = np.where(enough, best.parameters.T, np.nan)
-    freedom = np.maximum(count - 2, 1)
-    ln_b = ln_e - ln_s
-    least = np.where(known, ln_batches, np.inf).min(axis=1)
-    greatest = np.where(known, ln_batches, -np.inf).max(axis=1)
-    inverse = np.full((len(y), 2, 2), np.nan)
-    inverse[enough] = np.linalg.pinv(best.gram[enough], hermitian=True)
-    return Tradeoff(
-        ln_s,
-        ln_e,
-        inverse,
-        np.where(enough, best.objective / freedom, np.nan),
-        count,
-        np.where(enough[:, None], np.logaddexp(best.parameters[:, :1], best.parameters[:, 1:] - ln_batches), np.nan),
-        enough & (ln_b >= least) & (ln_b <= greatest),
-    )
-
-
 def tuning_scatter(runs: Sequence[Run], sigma: float) -> float:
     """Standard deviation of ln S between the batches of a model beyond what seed noise `sigma` of ln(loss) explains:
     from the residuals of the trade-off fits, pooled over models and over the targets that bracket their B_crit. 0
@@ -236,35 +166,3 @@ def seed_variance(
         own = sigma**2 / np.minimum(slope, -1e-3) ** 2 / np.maximum(seeds[k], 1)
         total, count = total + np.nan_to_num(own), count + np.isfinite(own)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def fit_law(ln_loss: np.ndarray, ln_b: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """(intercept, slope) of ln B_crit against ln L: B_star = exp(intercept), alpha_B = -1/slope. nan for fewer than
-    three points at different losses."""
-    good = np.isfinite(ln_b) & (weights > 0)
-    if len(np.unique(ln_loss[good])) < 3:
-        return np.nan, np.nan
-    return line(ln_loss[good], ln_b[good], weights[good])
-
-
-def critical_batch(batch_tokens: np.ndarray, steps: np.ndarray) -> dict[str, Estimate]:
-    """S_min (steps), E_min and B_crit (tokens) of one model at one target loss, with least-squares standard errors.
-
-    Raises InputError for values that are not positive or fewer than three batch sizes.
-    """
-    batch, s = np.asarray(batch_tokens, dtype=float), np.asarray(steps, dtype=float)
-    if not (np.isfinite(batch).all() and np.isfinite(s).all() and (batch > 0).all() and (s > 0).all()):
-        raise InputError("critical-batch: batch_tokens and steps must be positive numbers; remove the other rows")
-    if len(np.unique(batch)) < LEAST_BATCHES:
-        raise InputError(
-            f"critical-batch: {len(np.unique(batch))} batch sizes do not determine S_min, E_min and their error; "
-            f"give at least {LEAST_BATCHES}"
-        )
-    found = fit_tradeoffs(batch, np.log(s)[None])
-    variance = found.variance[0]
-    values = {"S_min": found.ln_s[0], "E_min": found.ln_e[0], "B_crit": found.ln_b[0]}
-    inverse = {"S_min": found.inverse[0, 0, 0], "E_min": found.inverse[0, 1, 1], "B_crit": found.ln_b_inverse[0]}
-    return {
-        name: Estimate(float(np.exp(ln)), float(np.exp(ln) * np.sqrt(inverse[name] * variance)))
-        for name, ln in values.items()
-    }
