@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import isoflop, parametric
-from analysis.chain.checks import warn_disagreement, warn_sizes, warn_table
+from analysis.chain.adjusted import Adjusted
+from analysis.chain.checks import warn_coverage, warn_laws, warn_sizes, warn_table
 from analysis.chain.critical import derive_critical
 from analysis.chain.frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
 from analysis.chain.results import Critical, Isoflop, Laws, Surface
@@ -66,6 +67,7 @@ def derive(
 
     use_open = len(sizes) >= LEAST_SIZES or len(closed_sizes) < len(sizes)
     chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
+    warn_coverage(chosen[0][0], chosen[1], warnings)
     at = batch if use_open else None
     edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, at, law, measured, warnings))
     if not undecayed or len(isoflop.decayed_budgets(decayed)) >= 2:
@@ -80,7 +82,7 @@ def derive(
         meta={},
         runs=_ends([*undecayed, *decayed]),
         critical=critical,
-        adjusted=_adjusted(undecayed, critical, law),
+        adjusted=Adjusted(table, undecayed, None if law is None else (law[0, 0], law[0, 1]), measured),
         frontier=edge,
         isoflop=flat,
         parametric=third,
@@ -90,7 +92,7 @@ def derive(
         warnings=warnings,
         level=LEVEL,
     )
-    warn_disagreement(result, warnings)
+    warn_laws(result, warnings)
     result.meta.update(_meta(table, convention, noise, tuning, replicates, time.perf_counter() - began))
     return result
 
@@ -144,30 +146,6 @@ def _main(runs: Sequence[Run], kind: str, warnings: Warnings) -> list[Run]:
 def _ends(runs: Sequence[Run]) -> pd.DataFrame:
     rows = [(run.run_id, run.params, run.final_flops) for run in runs]
     return pd.DataFrame(rows, columns=["run_id", "params", "flops"])
-
-
-def _adjusted(runs: Sequence[Run], critical: Critical | None, law: np.ndarray | None) -> pd.DataFrame:
-    """Every evaluation with its S_min (Kaplan et al. 2020, Eq. 5.4), E_min and C_min (Eq. 5.5)."""
-    frames = []
-    for run in runs:
-        tokens = np.exp(run.ln_tokens)
-        ln_l = np.interp(run.ln_tokens, run.curve.x, run.curve.y)
-        frame = pd.DataFrame({"run_id": run.run_id, "group": run.group, "params": run.params, "batch_tokens": run.batch,
-                              "lr": run.lr, "seed": run.seed, "step": run.steps, "tokens": tokens})  # fmt: skip
-        frame["flops"] = run.flops_per_token * tokens
-        frame["test_loss"], frame["loss"] = np.exp(run.ln_loss), np.exp(ln_l)
-        frame["warmup"] = run.ln_tokens < run.curve.start
-        frame["B_crit"] = np.exp(law[0, 0] + law[0, 1] * ln_l) if law is not None else np.nan
-        frames.append(frame)
-    if not frames:
-        return pd.DataFrame(columns=["run_id", "B_crit", "steps_min", "tokens_min", "flops_min"])
-    frame = pd.concat(frames, ignore_index=True)
-    frame["steps_min"] = frame["step"] / (1 + frame["B_crit"] / frame["batch_tokens"])
-    frame["tokens_min"] = frame["tokens"] / (1 + frame["batch_tokens"] / frame["B_crit"])
-    frame["flops_min"] = frame["flops"] / (1 + frame["batch_tokens"] / frame["B_crit"])
-    low, high = critical.measured if critical is not None and law is not None else (0.0, 0.0)
-    frame["extrapolated"] = (frame["loss"] < low) | (frame["loss"] > high)
-    return frame
 
 
 def _meta(

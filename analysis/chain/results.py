@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.chain.adjusted import Adjusted
 from analysis.outcome import Estimate, Warnings, plain, thin
 from analysis.power_law import PowerLaw
 
@@ -195,7 +196,7 @@ class Laws:
     meta: dict[str, Any]
     runs: pd.DataFrame
     critical: Critical | None
-    adjusted: pd.DataFrame
+    adjusted: Adjusted
     frontier: Frontier | None
     isoflop: Isoflop | None
     parametric: Parametric | None

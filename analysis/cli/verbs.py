@@ -96,7 +96,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     fits = out / FITS_FILE
     fits.write_text(json.dumps(laws.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    laws.adjusted.to_parquet(out / ADJUSTED_FILE, index=False)
+    laws.adjusted.write(out / ADJUSTED_FILE)
     figures = write_measured(laws, out / FIGURES_DIR)
     report = write_report(laws, table, figures, out, command=f"isoloss analyze {source}")
     for warning in laws.warnings:

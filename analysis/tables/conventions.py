@@ -46,9 +46,8 @@ _NEEDED = {
 
 
 def apply(table: Table, convention: str) -> Table:
-    """The same runs with `params`, `flops_per_token` and `flops` of the runs, and `flops` of the curves, counted as
-    `convention` says. All else is shared with `table`, and the components stay, so that conventions can follow on each
-    other in any order.
+    """The same runs with their `params`, `flops_per_token` and `flops` counted as `convention` says. All else is shared
+    with `table`, and the components stay, so that conventions can follow on each other in any order.
 
     Under kaplan a run without stored components keeps its `params`. Raises InputError for an unknown convention and
     where the table lacks a component that the convention needs.
@@ -57,9 +56,7 @@ def apply(table: Table, convention: str) -> Table:
     runs = table.runs.assign(params=np.round(params), flops_per_token=per_token)
     runs["flops"] = runs["flops_per_token"] * runs["tokens"]
     runs = runs.astype({name: table.runs[name].dtype for name in ("params", "flops_per_token", "flops")})
-    by_run = pd.Series(per_token, index=table.runs["run_id"].to_numpy())
-    flops = table.curves["run_id"].map(by_run).astype(float) * table.curves["tokens"]
-    return replace(table, runs=runs, curves=table.curves.assign(flops=flops.astype(table.curves["flops"].dtype)))
+    return replace(table, runs=runs)
 
 
 def count(runs: pd.DataFrame, convention: str, source: str = "table") -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from analysis.tables.curves import Curve, smooth
+from analysis.tables.curves import Curve, Curves, smooth, smooth_runs, smooth_versions
 from analysis.tables.table import Table
 
 # Only these may be read in the middle of a run: elsewhere the loss still owes the drop of the learning-rate decay.
@@ -23,10 +23,14 @@ RECIPE = ("optimizer", "weight_decay", "schedule", "precision", "weight_average"
 ASSUMED_SIGMA = 0.006  # SD of ln(loss) between seeds where none were repeated: 0.02 nats at 3 (Kaplan et al., 4.2)
 ASSUMED_CORRELATION = 1.0  # of that noise, in ln(tokens)
 
+DENSE = 64  # evaluations of a run; where there are more, they are averaged
+PER_DECADE = 16  # of tokens: the averages
+
 
 @dataclass(frozen=True)
 class Run:
-    """What the laws need of one run. `setting` is (lr, beta2, warm-up steps): what is tuned at each batch size."""
+    """What the laws need of one run. `setting` is (lr, beta2, warm-up steps): what is tuned at each batch size.
+    `ln_tokens`, `ln_loss`: its evaluations past the start, or the averages of many (`thin`)."""
 
     run_id: str
     group: str
@@ -41,7 +45,6 @@ class Run:
     n_layer: int
     ln_tokens: np.ndarray
     ln_loss: np.ndarray
-    steps: np.ndarray
     warmup: float  # tokens
     curve: Curve
 
@@ -59,6 +62,10 @@ class Run:
         """The same run with other losses."""
         return replace(self, ln_loss=ln_loss, curve=smooth(self.ln_tokens, ln_loss, self.curve.start))
 
+    def curves_with(self, ln_loss: np.ndarray) -> Curves:
+        """Its smoothed curve with each of other losses [versions, n]."""
+        return smooth_versions(self.ln_tokens, ln_loss, self.curve.start)
+
 
 @dataclass(frozen=True)
 class SeedNoise:
@@ -72,12 +79,18 @@ class SeedNoise:
 
 def extract(table: Table) -> list[Run]:
     """Runs of a table with their smoothed curves. Of runs that differ only in their length, the longest is kept."""
-    curves = {str(key): frame for key, frame in table.curves.groupby("run_id", sort=False)}
-    labels = _labels(table.runs)
-    runs = []
-    for row, label in zip(table.runs.to_dict("records"), labels, strict=True):
-        fields = {str(key): value for key, value in row.items()}
-        runs.append(_run(fields, label, curves[str(row["run_id"])], table.pooled))
+    tokens, loss = (table.curves[name].to_numpy() for name in ("tokens", "test_loss"))
+    starts = np.log(np.fmax(table.runs["warmup_tokens"].to_numpy(dtype=float, na_value=0.0), 1e-300))
+    evaluations = [
+        _evaluations(tokens[first:past], loss[first:past], start)
+        for (first, past), start in zip(table.spans().tolist(), starts, strict=True)
+    ]
+    curves = smooth_runs([x for x, _ in evaluations], [y for _, y in evaluations], starts)
+    rows = table.runs.to_dict("records")
+    runs = [
+        _run({str(key): value for key, value in row.items()}, label, table.pooled, x, y, curve)
+        for row, label, (x, y), curve in zip(rows, _labels(table.runs), evaluations, curves, strict=True)
+    ]
     kept: dict[tuple[object, ...], Run] = {}
     for run in runs:
         # Decayed runs of different lengths are different points of one law; undecayed ones are one curve.
@@ -86,6 +99,23 @@ def extract(table: Table) -> list[Run]:
         if key not in kept or run.final_tokens > kept[key].final_tokens:
             kept[key] = run
     return list(kept.values())
+
+
+def thin(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -math.inf) -> tuple[np.ndarray, np.ndarray]:
+    """The evaluations of a run, or where they are more than `DENSE`, their means over `PER_DECADE` intervals of
+    ln(tokens) a decade. None crosses `start`, the end of the warm-up, and the last evaluation stands alone, for a
+    decayed run is read there.
+
+    Between neighbours so close noise hardly changes and the loss is all but straight: the mean over an interval of
+    width w lies w^2/24 times the curvature off, 1e-3 of it. The laws then cost the same whatever a run logged.
+    """
+    if len(ln_tokens) <= DENSE:
+        return ln_tokens, ln_loss
+    interval = np.ceil((ln_tokens[-1] - ln_tokens) * (PER_DECADE / math.log(10)))
+    begins = np.append(True, (interval[1:] != interval[:-1]) | ((ln_tokens[1:] >= start) & (ln_tokens[:-1] < start)))
+    first = np.flatnonzero(begins)
+    count = np.diff(first, append=len(ln_tokens))
+    return np.add.reduceat(ln_tokens, first) / count, np.add.reduceat(ln_loss, first) / count
 
 
 def main_recipe(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[object, ...]]]:
@@ -139,19 +169,21 @@ def seed_noise(runs: Iterable[Run]) -> SeedNoise:
     return SeedNoise(math.sqrt(squares / freedom), correlation, effective)
 
 
-def _run(row: dict[str, object], label: str, curve: pd.DataFrame, pooled: bool) -> Run:
-    tokens = curve["tokens"].to_numpy(dtype=float)
-    seen = tokens > 0  # an evaluation before training has no place on a logarithmic axis
-    tokens = tokens[seen]
-    ln_loss = np.log(curve["test_loss"].to_numpy(dtype=float)[seen])
+def _evaluations(tokens: np.ndarray, loss: np.ndarray, start: float) -> tuple[np.ndarray, np.ndarray]:
+    """ln(tokens) and ln(loss) of one run. One before training has no place on a logarithmic axis."""
+    seen = tokens > 0
+    return thin(np.log(tokens[seen]), np.log(loss[seen]), start)
+
+
+def _run(
+    row: dict[str, object], label: str, pooled: bool, ln_tokens: np.ndarray, ln_loss: np.ndarray, curve: Curve
+) -> Run:
     batch = float(row["batch_tokens"])  # type: ignore[arg-type]
     warmup = _number(row["warmup_tokens"], 0.0)
     decayed = row["schedule"] not in UNDECAYED
     recipe = tuple(None if pd.isna(row[name]) else row[name] for name in RECIPE)  # type: ignore[call-overload]
     data = None if pooled or pd.isna(row["data_hash"]) else row["data_hash"]  # type: ignore[call-overload]
     lr = float(row["lr"])  # type: ignore[arg-type]
-    start = math.log(warmup) if warmup > 0 else -math.inf
-    ln_tokens = np.log(tokens)
     return Run(
         run_id=str(row["run_id"]),
         group=label,
@@ -167,9 +199,8 @@ def _run(row: dict[str, object], label: str, curve: pd.DataFrame, pooled: bool) 
         n_layer=int(_number(row["n_layer"], 0)),
         ln_tokens=ln_tokens,
         ln_loss=ln_loss,
-        steps=curve["step"].to_numpy(dtype=float)[seen],
         warmup=warmup,
-        curve=smooth(ln_tokens, ln_loss, start),
+        curve=curve,
     )
 
 
@@ -184,7 +215,9 @@ def _labels(runs: pd.DataFrame) -> list[str]:
     if not {"n_layer", "d_model"} <= set(names):
         return [f"N={int(params)}" for params in runs["params"]]
     short = {shape: f"{shape[names.index('n_layer')]}x{shape[names.index('d_model')]}" for shape in set(shapes)}
-    twins = [(one, other) for one in short for other in short if short[one] == short[other]]
-    varied = [i for i in range(len(names)) if any(one[i] != other[i] for one, other in twins)]
+    twins: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for shape, text in short.items():
+        twins[text].append(shape)
+    varied = [i for i in range(len(names)) if any(len({shape[i] for shape in same}) > 1 for same in twins.values())]
     short = {s: " ".join([text, *(f"{names[i]}={s[i]}" for i in varied)]) for s, text in short.items()}
     return [short[shape] for shape in shapes]

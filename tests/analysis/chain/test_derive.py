@@ -63,7 +63,7 @@ def test_every_planted_law_is_near_its_interval(laws: Laws) -> None:
 
 
 def test_adjusted_points_follow_the_batch_equations(laws: Laws, table: Table) -> None:
-    frame = laws.adjusted
+    frame = laws.adjusted.frame()
     assert len(frame) == len(table.curves)
     np.testing.assert_allclose(frame["steps_min"] * (1 + frame["B_crit"] / frame["batch_tokens"]), frame["step"])
     np.testing.assert_allclose(6 * frame["params"] * frame["B_crit"] * frame["steps_min"], frame["flops_min"])
@@ -137,7 +137,7 @@ def test_a_law_that_cannot_be_derived_is_skipped_with_the_reason() -> None:
     skipped = {w["law"]: w["message"] for w in laws.warnings if w["code"] == "skipped"}
     assert set(skipped) == {"critical-batch", "frontier", "isoflop", "parametric"}
     assert "3 or more batch sizes" in skipped["critical-batch"]
-    assert laws.adjusted["B_crit"].isna().all()
+    assert laws.adjusted.frame()["B_crit"].isna().all()
     json.dumps(laws.to_json(), allow_nan=False)
 
 
@@ -157,7 +157,7 @@ def test_decayed_and_undecayed_runs_are_never_mixed() -> None:
     assert set(laws.parametric.points["run_id"]) == set(closed.runs["run_id"])
     assert laws.isoflop is not None
     assert laws.isoflop.kind == "decayed"
-    assert set(laws.adjusted["run_id"]) == set(open_runs.runs["run_id"])
+    assert set(laws.adjusted.frame()["run_id"]) == set(open_runs.runs["run_id"])
 
 
 def test_warnings_of_a_table() -> None:

@@ -45,7 +45,6 @@ def test_numbers_by_hand() -> None:
         assert found.runs["params"].tolist() == [params], convention
         assert found.runs["flops_per_token"].tolist() == [per_token], convention
         assert found.runs["flops"].tolist() == [1000 * per_token]
-        assert found.curves["flops"].tolist() == [500 * per_token, 1000 * per_token]
         assert found.runs.dtypes.equals(table.runs.dtypes)
         (run,) = extract(found)
         assert (run.params, run.flops_per_token) == (params, per_token)

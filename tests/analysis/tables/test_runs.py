@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.tables.runs import ASSUMED_SIGMA, extract, main_recipe, seed_noise
+from analysis.tables.runs import ASSUMED_SIGMA, DENSE, extract, main_recipe, seed_noise, thin
 from analysis.tables.table import Table, make_table
 from analysis.uncertainty.simulate import synthetic_sweep
 
@@ -41,7 +41,7 @@ def test_repeats_that_end_in_the_warmup_say_nothing_of_the_noise() -> None:
 def with_more(table: Table, suffix: str = "b", **changes: object) -> Table:
     """The table with a second copy of its runs in which some columns differ."""
     runs = table.runs.assign(run_id=table.runs["run_id"] + suffix, **changes)
-    curves = table.curves.assign(run_id=table.curves["run_id"] + suffix)
+    curves = table.curves.assign(run_id=table.curves["run_id"].astype("string") + suffix)
     return make_table(pd.concat([table.runs, runs]), pd.concat([table.curves, curves]))
 
 
@@ -70,3 +70,38 @@ def test_labels_are_short_and_tell_shapes_apart() -> None:
     assert {run.group for run in extract(table)} == {"2x16", "2x32"}
     labels = {run.group for run in extract(with_more(table, family="llama", n_ctx=256))}
     assert labels == {f"2x{d} family={f} n_ctx={n}" for d in (16, 32) for f, n in (("gpt2", 128), ("llama", 256))}
+
+
+def test_few_evaluations_are_kept_and_many_are_averaged() -> None:
+    x = np.log(np.arange(1, 1001) * 1e4)
+    y = 0.5 + 40 * np.exp(-0.4 * x)
+    np.testing.assert_array_equal(thin(x[:DENSE], y[:DENSE])[1], y[:DENSE])
+    noise = 0.01 * np.random.default_rng(0).normal(size=1000)
+    at, means = thin(x, y + noise)
+    assert DENSE / 2 < len(at) < DENSE
+    assert (at[-1], means[-1]) == (x[-1], (y + noise)[-1])
+    assert (np.diff(at) > 0).all()
+    np.testing.assert_allclose(thin(x, y)[1], 0.5 + 40 * np.exp(-0.4 * at), atol=1e-4)
+    assert np.std(means[-10:-1] - 0.5 - 40 * np.exp(-0.4 * at[-10:-1])) < 0.003
+
+
+def test_no_average_crosses_the_end_of_the_warmup() -> None:
+    x = np.log(np.arange(1, 1001) * 1e4)
+    start = math.log(3.005e6)
+    at, means = thin(x, np.where(x < start, 5.0, 1.0), start)
+    assert set(means.round(12)) == {1.0, 5.0}
+    assert (at[means > 2] < start).all()
+
+
+def test_a_dense_run_gives_the_curve_of_a_sparse_one() -> None:
+    """The same run logged 30 and 2,000 times."""
+    table = synthetic_sweep(cells={(2, 16): (16,)}, seeds={}, tokens=1e6, sigma=0.0)
+    (run,) = extract(table)
+    truth = run.curve
+    tokens = np.linspace(2e4, float(np.exp(truth.end)), 2000)
+    loss = np.exp(np.interp(np.log(tokens), truth.x, truth.y))
+    curves = pd.DataFrame({"run_id": run.run_id, "step": np.arange(2000), "tokens": tokens, "test_loss": loss})
+    (dense,) = extract(make_table(table.runs, curves))
+    assert len(dense.ln_tokens) <= DENSE
+    at = np.linspace(11, truth.end, 50)
+    np.testing.assert_allclose(dense.curve.ln_loss(at), truth.ln_loss(at), atol=3e-4)

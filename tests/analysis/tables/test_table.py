@@ -117,6 +117,37 @@ def test_evaluations_without_tokens_or_given_twice_are_refused(frames: tuple[pd.
     assert len(make_table(runs, pd.concat([start, curves])).curves) == len(curves) + 2
 
 
+def test_a_table_in_any_order_is_sorted_and_each_run_knows_its_rows(
+    frames: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    runs, curves = frames
+    mixed = curves.assign(run_id=curves["run_id"].astype("string")).sample(frac=1, random_state=0)
+    table = make_table(runs[::-1], mixed)
+    for run_id, (first, past) in zip(table.runs["run_id"], table.spans(), strict=True):
+        own = table.curves.iloc[first:past]
+        assert set(own["run_id"]) == {run_id}
+        assert own["tokens"].tolist() == curves.loc[curves["run_id"] == run_id, "tokens"].tolist()
+    assert list(table.runs["run_id"]) == list(runs["run_id"])[::-1]
+
+
+def test_evaluations_of_runs_that_the_run_table_lacks_are_counted(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, curves = frames
+    first, second = runs["run_id"]
+    assert make_table(runs[:1], curves).dropped == {second: "not in the run table"}
+    runs.loc[0, "status"] = "failed"
+    assert make_table(runs, curves).dropped == {first: "failed"}
+
+
+def test_names_that_are_numbers_are_names(tmp_path: Path, frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, curves = frames
+    numbers = dict(zip(runs["run_id"], (7, 5), strict=True))
+    runs.assign(run_id=runs["run_id"].map(numbers)).to_parquet(tmp_path / RUNS_TABLE)
+    curves.assign(run_id=curves["run_id"].map(numbers).astype(int)).to_parquet(tmp_path / CURVES_TABLE)
+    table = load(tmp_path)
+    assert list(table.runs["run_id"]) == ["7", "5"]
+    assert table.curves["test_loss"].tolist() == curves["test_loss"].tolist()
+
+
 def test_a_table_of_the_needed_columns_alone_is_filled_from_its_curves(
     frames: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
