@@ -131,10 +131,10 @@ def synthetic_sweep(
                     noise = correlated_noise(np.log(at * batch), correlation, rng)[0]
                     loss = loss * np.exp(sigma * noise)
                     lr = lr_factor * 3e-3 * math.sqrt(sequences)
-                    row = _run_row(run_id, n_layer, d_model, n_ctx, batch, steps, lr, number, float(loss[-1]))
+                    row = run_row(run_id, n_layer, d_model, n_ctx, batch, steps, lr, number, float(loss[-1]))
                     row["warmup_tokens"] = warmup
                     runs.append(row)
-                    curves.append(_curve_rows(row, at, loss))
+                    curves.append(curve_rows(row, at, loss))
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic sweep")
 
 
@@ -169,9 +169,9 @@ def decayed_sweep(
             for number in range(seeds if budget == min(budgets) else 1):
                 loss = law * np.exp(sigma * rng.standard_normal())
                 name = f"{n_layer}x{d_model}-{budget:.3g}-{number}"
-                row = _run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3, number, float(loss[-1]))
+                row = run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3, number, float(loss[-1]))
                 runs.append(row | {"schedule": schedule})
-                curves.append(_curve_rows(row, at, loss))
+                curves.append(curve_rows(row, at, loss))
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic decayed sweep")
 
 
@@ -182,9 +182,10 @@ def _evaluation_steps(steps: int, batch: int, per_decade: int) -> np.ndarray:
     return np.unique(np.concatenate([at, np.ceil(tail)]))
 
 
-def _run_row(
+def run_row(
     run_id: str, n_layer: int, d_model: int, n_ctx: int, batch: int, steps: int, lr: float, seed: int, loss: float
 ) -> dict[str, object]:
+    """A run as the run table holds it, of a GPT-2 shape without a warm-up or a decay."""
     params = 12 * n_layer * d_model**2
     row: dict[str, object] = dict.fromkeys(RUN_COLUMNS)
     row |= {"run_id": run_id, "family": "gpt2", "n_layer": n_layer, "d_model": d_model, "n_head": max(1, d_model // 16)}
@@ -203,7 +204,8 @@ def _run_row(
     return row
 
 
-def _curve_rows(row: dict[str, object], at: np.ndarray, loss: np.ndarray) -> pd.DataFrame:
+def curve_rows(row: dict[str, object], at: np.ndarray, loss: np.ndarray) -> pd.DataFrame:
+    """The evaluations of the run `row` after `at` steps."""
     tokens = at * float(row["batch_tokens"])  # type: ignore[arg-type]
     return pd.DataFrame(
         {
