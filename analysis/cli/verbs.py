@@ -1,6 +1,7 @@
-"""The analysis verbs of `isoloss`: `analyze` and `figures`. They read tables and write files; nothing is trained.
+"""The analysis verbs of `isoloss`, which read tables and fits and write files; nothing is trained.
 
-Heavy imports wait until a verb runs, so that `--help` answers at once.
+Here are `analyze` and `figures`; the others have modules of their own. Heavy imports wait until a verb runs, so that
+`--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from analysis.cli.parser import Parser
 from sweep.schema import InputError
 
 if TYPE_CHECKING:
@@ -37,15 +39,12 @@ example: isoloss figures published --out figures
          isoloss figures sweeps/quick"""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Bad arguments are unusable input like any other: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog.removeprefix('isoloss ')}: {message}; see `{self.prog} --help`")
-
-
 def run(verb: str, argv: list[str]) -> int:
     """Run an analysis verb and return its exit code. Raises InputError where the input is unusable."""
+    if verb == "predict":
+        from analysis.cli import predict
+
+        return predict.run(argv)
     parser = _parser(verb)
     try:
         arguments = parser.parse_args(argv)
@@ -59,7 +58,7 @@ def run(verb: str, argv: list[str]) -> int:
 def _parser(verb: str) -> argparse.ArgumentParser:
     text = {"analyze": ANALYZE_HELP, "figures": FIGURES_HELP}[verb]
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(f"isoloss {verb}", description=text, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(f"isoloss {verb}", description=text, formatter_class=formatter, allow_abbrev=False)
     what = "a sweep directory or its runs table (runs.parquet, runs.csv)"
     if verb == "analyze":
         parser.add_argument("source", metavar="DIR", type=Path, help=what)
