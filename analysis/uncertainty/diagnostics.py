@@ -58,11 +58,10 @@ class Diagnosis:
     def warn(self, law: str, warnings: Warnings) -> None:
         """What a reader must know before using the law: patterns in the residuals, an estimate that hangs on few
         runs."""
-        for text in self.residuals.findings if self.residuals is not None else []:
-            warnings.add(law, "residuals", text)
+        if self.residuals is not None and self.residuals.findings:
+            warnings.add(law, "residuals", "; ".join(self.residuals.findings))
         if self.influence is not None and self.influence.carried:
-            for text in self.influence.findings:
-                warnings.add(law, "influence", text)
+            warnings.add(law, "influence", "; ".join(self.influence.findings))
 
 
 def diagnose(

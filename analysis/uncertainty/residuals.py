@@ -18,12 +18,11 @@ from scipy.stats import t as student
 
 from analysis.outcome import Outcome, plain
 
-SYMBOLS = {"params": "N", "tokens": "D", "flops": "C"}
+SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "steps_min": "S_min", "x": "x"}
 REGIONS = ("low", "middle", "high")
 DOUBT = 1e-3  # two-sided chance of a finding where there is none, for each test
 MATERIAL = 0.5  # of the rms: what a trend must amount to over the data's span
 FAR = 8.0  # robust standard deviations: what no noise of a few hundred points reaches
-NOISE_RATIO = 2.0
 _CORRELATED = 0.5
 _LEAST_SIGNS = 5  # runs of either sign below which sign runs say nothing
 
@@ -85,7 +84,7 @@ def residuals(
 ) -> Residuals:
     """Diagnose `residual` [n] = ln(loss) - ln(fitted).
 
-    quantities: params, tokens, flops [n] as far as they are known; constant ones are passed over. run: labels [n] of
+    quantities: those of `SYMBOLS` [n] that are known; constant ones are passed over. run: labels [n] of
     the points of one training run, in the order of their tokens (None: each point is a run of its own). sigma: standard
     deviation of ln(loss) between seeds.
     """
@@ -185,11 +184,7 @@ def _regions(r: np.ndarray, used: Mapping[str, np.ndarray], labels: np.ndarray) 
 
 def _findings(found: Residuals, quantities: Mapping[str, np.ndarray]) -> list[str]:
     """In words, the weightiest first."""
-    out = []
-    if found.ratio is not None and found.ratio > NOISE_RATIO:
-        out.append(
-            f"residuals are {found.ratio:.1f} times the seed noise ({found.rms:.2%} rms): the form misses the losses"
-        )
+    out: list[str] = []
     for trend in found.trends.values():
         out += _trend_findings(trend, found)
     if found.pairs and found.autocorrelation > max(_CORRELATED, student.ppf(1 - DOUBT / 2, 1e9) / found.pairs**0.5):
@@ -217,8 +212,8 @@ def _trend_findings(trend: Trend, found: Residuals) -> list[str]:
     if _certain(trend.bend, trend.bend_se, found.runs - 3) and abs(trend.bend) * trend.span**2 / 4 > material:
         where = "the ends than in the middle" if trend.bend > 0 else "the middle than at the ends"
         out.append(
-            f"residuals bend with {symbol}: losses lie higher above the law at {where} "
-            f"({trend.bend:+.2g} ± {trend.bend_se:.1g} per squared e-fold)"
+            f"residuals bend with {symbol}: they are higher at {where} ({trend.bend:+.2g} ± {trend.bend_se:.1g} per "
+            "squared e-fold)"
         )
     if trend.runs_sd > 0 and (trend.runs - trend.expected_runs) / trend.runs_sd < student.ppf(DOUBT, 1e9):
         out.append(

@@ -46,7 +46,9 @@ def test_a_law_of_the_wrong_form_is_warned_of() -> None:
     found = diagnose(fit(np.ones(24, dtype=bool)), fit, {"flops": X, "x": X, "y": y}, sigma=0.004, above=1e20)
     warnings = Warnings()
     found.warn("power-law", warnings)
-    assert any("times the seed noise" in w["message"] for w in warnings)
+    assert [w["code"] for w in warnings] == ["residuals"]
+    assert "residuals bend with x: they are higher at the ends" in warnings[0]["message"]
+    assert "times the seed noise" in found.lines()[0]
     assert found.hold_out is not None
     assert found.hold_out.largest > 0.3
 

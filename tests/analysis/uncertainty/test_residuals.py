@@ -89,7 +89,7 @@ def test_noise_far_above_the_seeds_and_points_far_off_are_named() -> None:
     assert found.largest_row == 40
     assert f"2 points lie more than {FAR:g} robust standard deviations off" in found.findings[-1]
     assert f"-12.0% at N {N[40]:.3g}, D {D[40]:.3g}" in found.findings[-1]
-    assert "times the seed noise" in found.findings[0]
+    assert found.ratio == pytest.approx(found.rms / 0.001)
 
 
 def test_json_is_plain_and_constant_quantities_are_passed_over() -> None:
