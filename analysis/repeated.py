@@ -34,7 +34,7 @@ LEAST_REPEATED = 3  # rows with more than one pass
 _ONE_PASS = 1.001  # passes up to which a row counts as one
 _BEYOND = 1.1  # times U_N from which a row speaks of R_N
 _UNSEEN = 10.0  # times the most passes, an R_D that they hardly show
-_ENDLESS = 1e9  # an R_N at which parameters beyond U_N count in full
+_NOTHING, _ENDLESS = 1e-3, 1e6  # R_D and R_N at which more of the same counts for nothing, and in full
 _R_STARTS = (1.0, 5.0, 20.0, 100.0)
 _BASE_STARTS = 45  # of the 4,500 starts for the first guess of the base every so many
 _FEW_PASSES = 4.0  # below, the gain of repeated tokens is within 7% of that of new ones
@@ -154,8 +154,11 @@ def fit(
     found = resample.fit(task, bootstrap=bootstrap, seed=seed, device=device)
     for item in warnings:
         found.warnings.add(**item)
-    if found.estimates["R_D"].value > _UNSEEN * columns["passes"].max():
+    r_d = found.estimates["R_D"].value
+    if r_d > _UNSEEN * columns["passes"].max():
         found.warnings.add(LAW, "no_decay", "repeated tokens show no loss of worth; R_D is a lower bound at best")
+    elif r_d <= _NOTHING:
+        found.warnings.add(LAW, "no_worth", "repeated tokens show no worth at all; check D and the unique tokens")
     return found
 
 
@@ -208,7 +211,8 @@ def _law(full: np.ndarray) -> pub.Repeated:
     """From all seven of theta."""
     ln_a, alpha, ln_b, beta, ln_e, ln_r_d, ln_r_n = (float(v) for v in full)
     base = pub.Parametric(np.exp(ln_a), np.exp(ln_b), np.exp(ln_e), alpha, beta, "fitted")
-    return pub.Repeated(base, np.exp(ln_r_d), np.exp(ln_r_n), "fitted")
+    r_d, r_n = np.clip(np.exp([ln_r_d, ln_r_n]), _NOTHING, _ENDLESS)
+    return pub.Repeated(base, float(r_d), float(r_n), "fitted")
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,7 @@ class _Form:
         values = np.moveaxis(self.full(theta), -1, 0)
         with np.errstate(all="ignore"):
             every = [v if i in (1, 3) else np.exp(v) for i, v in enumerate(values)]
+            every[5:] = [np.clip(r, _NOTHING, _ENDLESS) for r in every[5:]]
         return {_NAMES[i]: every[i] for i in self.free}
 
     def starts(self) -> np.ndarray:
@@ -262,5 +267,5 @@ def _ln_gain(ln_multiple: torch.Tensor, ln_r: torch.Tensor) -> torch.Tensor:
     """ln of the effective over the unique amount, at `ln_multiple` of the whole over the unique."""
     import torch
 
-    r = torch.exp(ln_r)
+    r = torch.exp(ln_r).clamp(_NOTHING, _ENDLESS)
     return torch.log1p(-r * torch.expm1(-torch.expm1(ln_multiple) / r))
