@@ -12,7 +12,9 @@ import torch
 
 from analysis.chain.derive import derive
 from analysis.chain.results import Laws
+from analysis.efficiency import derived_laws
 from analysis.outcome import Estimate
+from analysis.predict import parse, predict
 from analysis.tables.table import Table, make_table
 from analysis.uncertainty.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
 
@@ -120,6 +122,22 @@ def test_json_carries_the_joint_draws_and_what_was_fitted(laws: Laws) -> None:
     points = laws.parametric.points
     assert span["flops"][1] == pytest.approx(6 * (points["params"] * points["tokens"]).max())
     assert data["kaplan-ns"]["span"]["flops"][1] < span["flops"][1]  # C_min lies below C
+
+
+def test_predictions_carry_the_joint_draws_to_the_planted_optimum(laws: Laws) -> None:
+    fits = parse(laws.to_json())
+    spans = {approach.name: approach.span for approach in fits.approaches}
+    flops = 20 * spans["kaplan-ns"]["flops"][1]  # ten times the largest C_min
+    found = {answer.approach: answer for answer in predict(fits, flops=flops).answers}
+    assert set(found) >= {"frontier raw", "frontier adjusted", "isoflop", "parametric", "kaplan-ns"}
+    theta = (np.log(TRUTH.N_c) * TRUTH.alpha_N, TRUTH.alpha_N, np.log(TRUTH.S_c) * TRUTH.alpha_S, TRUTH.alpha_S)
+    planted = derived_laws(theta, (np.log(TRUTH.B_star), -1 / TRUTH.alpha_B))
+    surface = found["kaplan-ns"]
+    assert surface.extrapolation == pytest.approx(10)
+    for name, law in {"params": "N", "tokens": "D", "batch_tokens": "B", "loss": "L"}.items():
+        estimate = surface.values[name]
+        assert estimate is not None
+        assert_near(estimate, float(planted[law].at(flops / 2)))
 
 
 def test_without_replicates_there_are_values_and_no_intervals(table: Table, laws: Laws) -> None:
