@@ -20,14 +20,15 @@ from analysis.tables.runs import Run
 from analysis.tables.sizes import Size
 from analysis.uncertainty.diagnostics import Diagnosis
 from analysis.uncertainty.holdout import HoldOut, hold_out
-from analysis.uncertainty.influence import Influence, influence, parametric_refit
+from analysis.uncertainty.influence import Influence, influence, parametric_refit, start_at
 from analysis.uncertainty.residuals import residuals
 from sweep.schema import InputError
 
 T = TypeVar("T")
 
 HELD = 0.25  # of the range of ln C: the uppermost part is held out
-_EVERY = 70  # of the paper's 4,500 starts for a hold-out, beside the fit to all points
+MOST_RUNS = 300  # of which each is left out; where there are more, each size
+_EVERY = 500  # of the paper's 4,500 starts, for a hold-out beside the fit to all points
 
 
 def diagnose_laws(
@@ -68,11 +69,13 @@ def _parametric(section: Parametric, sigma: float) -> Diagnosis:
     columns["flops"] = 6 * columns["params"] * columns["tokens"]
     left = residuals(np.log(columns["loss"] / points["fitted"].to_numpy(dtype=float)), columns, run=run, sigma=sigma)
     refit = parametric_refit(columns["params"], columns["tokens"], columns["loss"], section.estimates)
-    moved = influence(refit, run, section.estimates["a"], quantities=columns) if len(np.unique(run)) > 2 else None
+    labels = run if len(np.unique(run)) <= MOST_RUNS else points["group"].to_numpy().astype(str)
+    moved = _possible(lambda: influence(refit, labels, section.estimates["a"], quantities=columns))
+    begin = np.concatenate([start_at(section.estimates), parametric.starts()[::_EVERY]])
 
     def fit(rows: np.ndarray) -> Outcome:
         part = {name: columns[name][rows] for name in ("params", "tokens", "loss")}
-        theta = parametric.fit_parametric(**part, from_starts=parametric.starts()[::_EVERY]).parameters
+        theta = parametric.fit_parametric(**part, from_starts=begin).parameters
         values = {name: Estimate(float(v[0])) for name, v in parametric.constants(theta).items()}
         return Outcome("parametric", values, int(rows.sum()))
 

@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.chain.adjusted import Adjusted
 from analysis.outcome import Estimate, Warnings, plain, thin
 from analysis.power_law import PowerLaw
+from analysis.uncertainty.diagnostics import Diagnosis
 
 Draws = dict[str, np.ndarray]
 Span = dict[str, tuple[float, float]]
@@ -190,7 +191,7 @@ class Laws:
 
     runs: size and compute at the end of every run that was used. adjusted: every logged point of the undecayed runs
     with B_crit at its loss, S_min, E_min and C_min. slices, slice_lines: loss against N at fixed compute and at fixed
-    steps, read and fitted (Kaplan fig. 11).
+    steps, read and fitted (Kaplan fig. 11). diagnostics: of laws, and of the frontier by kind.
     """
 
     meta: dict[str, Any]
@@ -205,6 +206,7 @@ class Laws:
     slice_lines: pd.DataFrame
     warnings: Warnings = field(default_factory=Warnings)
     level: float = 0.9
+    diagnostics: dict[str, Diagnosis] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of fits.json; numbers that are not finite become None."""
@@ -221,6 +223,8 @@ class Laws:
             if section is not None:
                 own = [w for w in self.warnings if w["law"] == name]
                 laws[name] = {"law": name, **section.to_json(), **common, "warnings": own}
+        for name, diagnosis in self.diagnostics.items():
+            (laws[name] if name in laws else laws["frontier"]["kinds"][name])["diagnostics"] = diagnosis.to_json()
         return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
 
 

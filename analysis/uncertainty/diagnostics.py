@@ -23,7 +23,7 @@ from analysis.uncertainty.holdout import Columns, Fit, HoldOut, hold_out
 from analysis.uncertainty.influence import EXPONENTS, Influence, Refit, influence, one_by_one
 from analysis.uncertainty.residuals import Residuals, residuals_of
 
-MOST_REFITS = 300  # one at a time; a batched refit has no limit
+MOST_REFITS = 300  # where there are more runs, each size is left out instead
 LEAST_RUNS = 3
 DESCRIBING = ("params", "tokens", "flops", "loss")
 
@@ -78,9 +78,9 @@ def diagnose(
 
     fit: boolean rows [n] -> the law fitted to these rows by the same function and options, without intervals.
     columns: what it was given, [n] each, by the names of `holdout.hold_out`. run: labels [n] of the points of one
-    training run; without, each row is a run, and of a frontier each size is left out at once. refit: all leave-one-out
-    refits in one batch (`influence.parametric_refit`). sigma: seed noise of ln(loss). above: hold out C >= `above`
-    FLOP.
+    training run; without, each row is a run, and of a frontier each size is left out at once, as of very many runs.
+    refit: all leave-one-out refits in one batch (`influence.parametric_refit`). sigma: seed noise of ln(loss). above:
+    hold out C >= `above` FLOP.
 
     Raises InputError where a hold-out is asked for and not possible.
     """
@@ -94,15 +94,14 @@ def _influence(
     name = "a" if "a" in law.estimates else EXPONENTS.get(law.law, "")
     if name not in law.estimates:
         return None
-    labels = _labels(law.law, columns) if run is None else np.asarray(run)
-    number = len(np.unique(labels))
-    if number < LEAST_RUNS or (refit is None and number > MOST_REFITS):
+    labels = _labels(law.law, columns, run)
+    if not LEAST_RUNS <= len(np.unique(labels)) <= MOST_REFITS:
         return None
     described: Mapping[str, np.ndarray] = {c: columns[c] for c in DESCRIBING if c in columns}
     return influence(refit or one_by_one(fit, name), labels, law.estimates[name], name=name, quantities=described)
 
 
-def _labels(law: str, columns: Columns) -> np.ndarray:
-    if law == "frontier" and "params" in columns:
-        return np.array([f"N={params:.4g}" for params in columns["params"]])
-    return np.arange(len(next(iter(columns.values()))))
+def _labels(law: str, columns: Columns, run: np.ndarray | None) -> np.ndarray:
+    labels = np.arange(len(next(iter(columns.values())))) if run is None else np.asarray(run)
+    many = len(np.unique(labels)) > MOST_REFITS or (law == "frontier" and run is None)
+    return np.array([f"N={params:.4g}" for params in columns["params"]]) if many and "params" in columns else labels

@@ -130,18 +130,23 @@ def parametric_refit(
     delta: float = parametric.DELTA,
 ) -> Refit:
     """All refits of L = E + A/N^alpha + B/D^beta as one batch of weights, from the fit to all rows [n]."""
-    value = {key: estimates[key].value for key in ("A", "alpha", "B", "beta", "E")}
-    start = [math.log(value["A"]), value["alpha"], math.log(value["B"]), value["beta"], math.log(value["E"])]
+    start = start_at(estimates)
     own = np.ones(len(loss)) if weights is None else np.asarray(weights, dtype=float)
 
     def refit(keep: np.ndarray) -> np.ndarray:
         found = parametric.fit_parametric(
             params, tokens, np.broadcast_to(loss, keep.shape), weights=keep * own,
-            from_starts=np.array([start]), kind=kind, delta=delta,
+            from_starts=start, kind=kind, delta=delta,
         )  # fmt: skip
         return np.where(found.converged, parametric.constants(found.parameters)[name], np.nan)
 
     return refit
+
+
+def start_at(estimates: Mapping[str, Estimate]) -> np.ndarray:
+    """[1, 5] (ln A, alpha, ln B, beta, ln E) of a parametric law."""
+    v = {name: max(e.value, 1e-300) for name, e in estimates.items()}
+    return np.array([[math.log(v["A"]), v["alpha"], math.log(v["B"]), v["beta"], math.log(v["E"])]])
 
 
 def _jackknife(without: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 from analysis.outcome import Outcome, plain
 
@@ -187,7 +187,7 @@ def _findings(found: Residuals, quantities: Mapping[str, np.ndarray]) -> list[st
     out: list[str] = []
     for trend in found.trends.values():
         out += _trend_findings(trend, found)
-    if found.pairs and found.autocorrelation > max(_CORRELATED, student.ppf(1 - DOUBT / 2, 1e9) / found.pairs**0.5):
+    if found.pairs and found.autocorrelation > max(_CORRELATED, ndtri(1 - DOUBT / 2) / found.pairs**0.5):
         out.append(
             f"neighbouring points of one run correlate by {found.autocorrelation:.2f}: they are not independent, and "
             "errors that count points are too small"
@@ -215,7 +215,7 @@ def _trend_findings(trend: Trend, found: Residuals) -> list[str]:
             f"residuals bend with {symbol}: they are higher at {where} ({trend.bend:+.2g} ± {trend.bend_se:.1g} per "
             "squared e-fold)"
         )
-    if trend.runs_sd > 0 and (trend.runs - trend.expected_runs) / trend.runs_sd < student.ppf(DOUBT, 1e9):
+    if trend.runs_sd > 0 and (trend.runs - trend.expected_runs) / trend.runs_sd < ndtri(DOUBT):
         out.append(
             f"signs of the residuals cluster along {symbol}: {trend.runs} sign runs where {trend.expected_runs:.0f} ± "
             f"{trend.runs_sd:.0f} come about by chance"
@@ -225,4 +225,4 @@ def _trend_findings(trend: Trend, found: Residuals) -> list[str]:
 
 def _certain(value: float, se: float, freedom: int) -> bool:
     """Whether a value is told from zero by Student's t."""
-    return freedom > 0 and se > 0 and abs(value) / se > student.ppf(1 - DOUBT / 2, freedom)
+    return freedom > 0 and se > 0 and abs(value) / se > stdtrit(freedom, 1 - DOUBT / 2)
