@@ -85,7 +85,7 @@ def diagnose(
     Raises InputError where a hold-out is asked for and not possible.
     """
     held = None if above is None else hold_out(fit, columns, above, whole=law)
-    return Diagnosis(residuals_of(law, sigma=sigma), _influence(law, fit, columns, run, refit), held)
+    return Diagnosis(residuals_of(law, run=run, sigma=sigma), _influence(law, fit, columns, run, refit), held)
 
 
 def _influence(

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.outcome import LEVEL, Outcome, plain
-from sweep.schema import InputError
+from sweep.schema import PF_DAY, InputError
 
 LEAST_HELD = 2
 Columns = Mapping[str, np.ndarray]
@@ -174,8 +174,20 @@ def _parametric(v: Mapping[str, Any], c: Columns) -> Any:
     return v.get("E", 0.0) + v["A"] * c["params"] ** -v["alpha"] + v["B"] * c["tokens"] ** -v["beta"]
 
 
+def _repeated(v: Mapping[str, Any], c: Columns) -> Any:
+    """Muennighoff et al. 2023, Eqs. 5 and 6."""
+    from analysis import repeated  # which fits by way of this package
+
+    count = max(np.size(values) for values in v.values())
+    laws = [repeated.law_of({name: float(np.broadcast_to(x, (count, 1))[k, 0]) for name, x in v.items()})
+            for k in range(count)]  # fmt: skip
+    found = np.array([repeated.predict(law, c["params"], c["tokens"], c["unique_tokens"]) for law in laws])
+    return found if any(np.ndim(x) for x in v.values()) else found[0]
+
+
 def _power(name: str, column: str) -> Callable[[Mapping[str, Any], Columns], Any]:
-    return lambda v, c: (v[f"{name}_c"] / c[column]) ** v[f"alpha_{name}"]
+    unit = PF_DAY if column == "flops" else 1.0  # of C_c, as Kaplan prints it
+    return lambda v, c: (v[f"{name}_c"] * unit / c[column]) ** v[f"alpha_{name}"]
 
 
 def _kaplan_nd(v: Mapping[str, Any], c: Columns) -> Any:
@@ -192,6 +204,7 @@ def _kaplan_ns(v: Mapping[str, Any], c: Columns) -> Any:
 PREDICTORS: dict[str, Callable[[Mapping[str, Any], Columns], Any]] = {
     "power-law": lambda v, c: v["coefficient"] * c["x"] ** v["exponent"] + v.get("offset", 0.0),
     "parametric": _parametric,
+    "repeated": _repeated,
     "kaplan-n": _power("N", "params"),
     "kaplan-d": _power("D", "tokens"),
     "kaplan-c": _power("C", "flops"),

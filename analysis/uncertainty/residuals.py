@@ -114,14 +114,20 @@ def residuals(
     return found
 
 
-def residuals_of(outcome: Outcome, *, sigma: float | None = None) -> Residuals | None:
-    """Of a fit's own points; None where the fit keeps no residuals of a loss."""
+def residuals_of(outcome: Outcome, *, run: np.ndarray | None = None, sigma: float | None = None) -> Residuals | None:
+    """Of a fit's own points; None where the fit keeps no residuals. run: labels of its points, which it may have
+    itself."""
     points = outcome.frames.get("points")
     if points is None or "residual" not in points or not len(points):
         return None
     quantities = {name: points[name].to_numpy(dtype=float) for name in SYMBOLS if name in points}
+    if "flops" not in quantities and {"params", "tokens"} <= set(quantities):
+        quantities["flops"] = 6 * quantities["params"] * quantities["tokens"]
     label = next((name for name in ("run", "run_id") if name in points), None)
-    run = None if label is None else points[label].to_numpy()
+    if label is not None:
+        run = points[label].to_numpy()
+    elif run is not None and len(run) != len(points):  # rows of weight 0 took no part
+        run = None
     return residuals(points["residual"].to_numpy(dtype=float), quantities, run=run, sigma=sigma)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import parametric
+from analysis import kaplan, kaplan_loss, parametric, power_law, repeated
 from analysis.outcome import Estimate, Outcome
 from analysis.uncertainty.holdout import HoldOut, hold_out, predicted
 from sweep.schema import InputError
@@ -52,6 +52,36 @@ def test_a_law_that_bends_above_the_threshold_is_shown_to() -> None:
     assert found.mean < -0.08
     assert found.largest > 0.2
     assert json.loads(json.dumps(found.to_json()))["errors"]["mean"] == pytest.approx(found.mean)
+
+
+LAWS = {
+    "power-law": lambda c: power_law.fit(c["x"], c["loss"], offset=True),
+    "kaplan-n": lambda c: kaplan_loss.fit_params(c["params"], c["loss"]),
+    "kaplan-d": lambda c: kaplan_loss.fit_tokens(c["tokens"], c["loss"]),
+    "kaplan-c": lambda c: kaplan_loss.fit_flops(c["flops"], c["loss"]),
+    "kaplan-ns": lambda c: kaplan.fit(c["params"], c["steps_min"], c["loss"]),
+    "repeated": lambda c: repeated.fit(c["params"], c["tokens"], c["unique_tokens"], c["loss"]),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_every_law_is_predicted_as_it_was_fitted(name: str) -> None:
+    columns = {"params": N, "tokens": D, "flops": FLOPS, "x": FLOPS, "steps_min": D / 5e5}
+    columns["unique_tokens"] = np.where(D > 2e10, D / np.where(N > 1e9, 8, 1), D)
+    loss = predicted("parametric", CONSTANTS, {"params": N, "tokens": columns["unique_tokens"]})
+    columns["loss"] = loss * (1 - 0.03 * (columns["unique_tokens"] < D))
+    law = LAWS[name](columns)
+    assert law.law == name
+    values = {key: e.value for key, e in law.estimates.items()}
+    np.testing.assert_allclose(predicted(name, values, columns), law.frames["points"]["fitted"], rtol=1e-9)
+    draws = {key: np.array([[v], [v]]) for key, v in values.items()}
+    assert predicted(name, draws, columns).shape == (2, len(N))
+
+
+def test_eq_1_5_is_predicted_as_its_module_does() -> None:  # its fit takes seconds
+    values = {"N_c": 6.4e13, "alpha_N": 0.076, "D_c": 1.8e13, "alpha_D": 0.103}
+    found = predicted("kaplan-nd", values, {"params": N, "tokens": D})
+    np.testing.assert_allclose(found, kaplan_loss.predict(values, N, D))
 
 
 def outcome(rows: np.ndarray) -> Outcome:
