@@ -10,9 +10,9 @@ import pandas as pd
 
 from analysis import critical_batch as cb
 from analysis.chain.results import Critical
-from analysis.outcome import Estimate, Warnings
+from analysis.outcome import Warnings
 from analysis.tables.runs import Run
-from analysis.uncertainty.bootstrap import band, estimate
+from analysis.uncertainty.bootstrap import Samples, band, estimate
 
 LAW = "critical-batch"
 _Z = 1.6449  # of a 90% interval
@@ -35,21 +35,18 @@ class _Group:
         return values.reshape(*self.shape, *values.shape[1:])
 
 
-def derive_critical(
-    samples: Sequence[Sequence[Run]], sigma: float, warnings: Warnings
-) -> tuple[Critical, np.ndarray | None]:
+def derive_critical(samples: Samples, sigma: float, warnings: Warnings) -> tuple[Critical, np.ndarray | None]:
     """The section and the law [samples, 2] (intercept, slope of ln B_crit against ln L), None where there is none.
 
     samples: the runs and their simulated replicates, undecayed, of one recipe. sigma: seed noise of ln(loss). Raises
     InputError where no model has three batch sizes.
     """
-    runs = samples[0]
+    runs = samples.runs
     cells = cb.make_cells(runs)
     targets = cb.choose_targets(runs, cells)
-    found = [cb.steps_to(sample, cells, targets) for sample in samples]
-    ln_steps = np.array([steps.ln_steps for steps in found])
+    steps, ln_steps = cb.steps_in(samples, cells, targets)
     groups = [
-        _fit_group(name, members, runs, cells, ln_steps, found[0].seeds[members], sigma)
+        _fit_group(name, members, runs, cells, ln_steps, steps.seeds[members], sigma)
         for name, members in cb.by_group(cells)
         if len(members) >= cb.LEAST_BATCHES
     ]
@@ -59,8 +56,8 @@ def derive_critical(
     used = points[points["used"]]
     known = bool(np.isfinite(law[0]).all())
     section = Critical(
-        crossings=_crossings(runs, cells, targets, found[0]),
-        cells=_cells(runs, cells, targets, found[0], groups),
+        crossings=_crossings(runs, cells, targets, steps),
+        cells=_cells(runs, cells, targets, steps, groups),
         points=points,
         law=None,
         at_loss=None,
@@ -73,7 +70,7 @@ def derive_critical(
     at = _stated_target(used, targets)
     at_loss = float(targets[at])
     read = np.exp(_read(groups, at))
-    estimates = {**law_estimates(law), "B_crit": estimate(read)}
+    estimates = {**cb.law_estimates(law), "B_crit": estimate(read)}
     _warn_sizes(own, points, warnings)
     _warn_misfit(law[0], used, at_loss, warnings)
     slope = estimates["slope"]
@@ -97,22 +94,6 @@ def _draws(law: np.ndarray, read: np.ndarray) -> dict[str, np.ndarray]:
         return {}
     with np.errstate(over="ignore", divide="ignore"):
         return {"B_star": np.exp(law[1:, 0]), "alpha_B": -1 / law[1:, 1], "slope": law[1:, 1], "B_crit": read[1:]}
-
-
-def law_estimates(law: np.ndarray) -> dict[str, Estimate]:
-    """B_star, alpha_B and slope. The interval of alpha_B = -1/slope follows from that of the slope; it has no upper end
-    where the slope may be zero."""
-    slope = estimate(law[:, 1])
-    alpha = Estimate(-1 / slope.value)
-    if slope.se is not None and slope.low is not None and slope.high is not None:
-        low = -1 / slope.low if slope.low < 0 else None
-        high = -1 / slope.high if slope.high < 0 else None
-        alpha = Estimate(alpha.value, slope.se / slope.value**2, low, high)
-    return {
-        "B_star": estimate(np.exp(law[:, 0])),
-        "alpha_B": alpha,
-        "slope": slope,
-    }
 
 
 def _stated_target(used: pd.DataFrame, targets: np.ndarray) -> int:
@@ -219,31 +200,29 @@ def _with_interval(name: str, ln: np.ndarray, fitted_se: np.ndarray) -> dict[str
 
 
 def _crossings(runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarray, steps: cb.Steps) -> pd.DataFrame:
-    frames = []
-    for c, cell in enumerate(cells):
-        for lr, members in cell.settings:
-            for i in members:
-                run = runs[i]
-                crossed = run.curve.ln_tokens(np.log(targets))
-                censored = np.isnan(crossed)
-                # Already below the target at the first evaluation: that is a bound from above.
-                tokens = np.exp(np.where(censored, run.curve.end, np.maximum(crossed, run.ln_tokens[0])))
-                frame = pd.DataFrame(
-                    {
-                        "run_id": run.run_id,
-                        "group": cell.group,
-                        "params": cell.params,
-                        "lr": lr,
-                        "batch_tokens": cell.batch,
-                        "seed": run.seed,
-                        "target_loss": targets,
-                    }
-                )
-                frame["steps"], frame["tokens"], frame["censored"] = tokens / cell.batch, tokens, censored
-                frame["warmup"] = ~censored & (crossed < run.curve.start)
-                frame["lr_at_edge"] = steps.at_edge[c]
-                frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    ln_targets, number = np.log(targets), len(targets)
+    members = [(c, i, lr) for c, cell in enumerate(cells) for lr, rows in cell.settings for i in rows]
+    crossed = np.array([runs[i].curve.ln_tokens(ln_targets) for _, i, _ in members]).reshape(-1, number)
+    end, start, first = np.array(
+        [(runs[i].curve.end, runs[i].curve.start, runs[i].ln_tokens[0]) for _, i, _ in members]
+    ).reshape(-1, 3, 1).swapaxes(0, 1)  # fmt: skip
+    censored = np.isnan(crossed)
+    # Already below the target at the first evaluation: that is a bound from above.
+    tokens = np.exp(np.where(censored, end, np.maximum(crossed, first)))
+    columns = {
+        "run_id": [runs[i].run_id for _, i, _ in members],
+        "group": [cells[c].group for c, _, _ in members],
+        "params": [cells[c].params for c, _, _ in members],
+        "lr": [lr for _, _, lr in members],
+        "batch_tokens": [cells[c].batch for c, _, _ in members],
+        "seed": [runs[i].seed for _, i, _ in members],
+    }
+    frame = pd.DataFrame(columns).loc[np.repeat(np.arange(len(members)), number)].reset_index(drop=True)
+    frame["target_loss"] = np.tile(targets, len(members))
+    frame["steps"], frame["tokens"] = tokens.ravel() / frame["batch_tokens"], tokens.ravel()
+    frame["censored"], frame["warmup"] = censored.ravel(), (~censored & (crossed < start)).ravel()
+    frame["lr_at_edge"] = steps.at_edge[[c for c, _, _ in members]].ravel()
+    return frame
 
 
 def _cells(

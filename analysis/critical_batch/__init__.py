@@ -11,6 +11,7 @@ from analysis.critical_batch.cells import (
     choose_targets,
     make_cells,
     seed_variance,
+    steps_in,
     steps_to,
     tuning_scatter,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "make_cells",
     "overhead_batch",
     "seed_variance",
+    "steps_in",
     "steps_to",
     "tuning_scatter",
 ]

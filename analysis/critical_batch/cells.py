@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.critical_batch.tradeoff import LEAST_BATCHES, fit_tradeoffs
 from analysis.tables.runs import Run
+from analysis.uncertainty.bootstrap import Samples
 from sweep.schema import InputError
 
 TARGETS = 16
@@ -97,36 +98,44 @@ def by_group(cells: Sequence[Cell]) -> list[tuple[str, list[int]]]:
 def steps_to(runs: Sequence[Run], cells: Sequence[Cell], targets: np.ndarray) -> Steps:
     """S(B, L) of every cell. A setting counts as having reached a target when its seeds did on average and none of them
     went farther without; nothing is extrapolated."""
+    return steps_in(Samples(runs), cells, targets)[0]
+
+
+def steps_in(samples: Samples, cells: Sequence[Cell], targets: np.ndarray) -> tuple[Steps, np.ndarray]:
+    """`steps_to` of the first sample, and ln S in every one [samples, cells, targets]."""
     shape = (len(cells), len(targets))
-    ln_steps, lr = np.full(shape, np.nan), np.full(shape, np.nan)
-    seeds, warmup, at_edge = np.zeros(shape, dtype=int), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    ln_targets = np.log(targets)
-    crossed = np.array([run.curve.ln_tokens(ln_targets) for run in runs])
-    ends = np.array([run.curve.end for run in runs])
-    starts = np.array([run.curve.start for run in runs])
+    ln_steps = np.full((len(samples), *shape), np.nan)
+    lr, seeds = np.full(shape, np.nan), np.zeros(shape, dtype=int)
+    warmup, at_edge = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for c, cell in enumerate(cells):
         rates = np.array([rate for rate, _ in cell.settings])
-        tokens = np.full((len(rates), len(targets)), np.nan)
-        counts = np.zeros(tokens.shape, dtype=int)
-        for s, (_, members) in enumerate(cell.settings):
-            rows = list(members)
-            reached = ~np.isnan(crossed[rows])
-            counts[s] = reached.sum(axis=0)
-            mean = np.where(reached, crossed[rows], 0.0).sum(axis=0) / np.maximum(counts[s], 1)
-            failed = (~reached & (ends[rows][:, None] >= mean)).any(axis=0)
-            tokens[s] = np.where((counts[s] > 0) & ~failed, mean, np.nan)
+        read = [_setting_tokens(samples, members, np.log(targets)) for _, members in cell.settings]
+        tokens = np.array([values for values, _ in read])  # [settings, samples, targets]
         best = np.argmin(np.where(np.isnan(tokens), np.inf, tokens), axis=0)
-        columns = np.arange(len(targets))
-        chosen = tokens[best, columns]
-        first = np.array([max(starts[list(members)]) for _, members in cell.settings])[best]
+        chosen = np.take_along_axis(tokens, best[None], axis=0)[0]
+        first = np.array([max(samples.runs[i].curve.start for i in members) for _, members in cell.settings])[best]
         known = ~np.isnan(chosen)
-        warmup[c] = known & (chosen < first)
-        ln_steps[c] = np.where(known & ~warmup[c], chosen - np.log(cell.batch), np.nan)
-        lr[c] = np.where(known, rates[best], np.nan)
-        seeds[c] = np.where(known, counts[best, columns], 0)
+        early = known & (chosen < first)
+        ln_steps[:, c] = np.where(known & ~early, chosen - np.log(cell.batch), np.nan)
+        warmup[c] = early[0]
+        lr[c] = np.where(known[0], rates[best[0]], np.nan)
+        counts = np.array([count for _, count in read])
+        seeds[c] = np.where(known[0], counts[best[0], np.arange(len(targets))], 0)
         if len(np.unique(rates)) > 1:
-            at_edge[c] = known & ((rates[best] == rates.min()) | (rates[best] == rates.max()))
-    return Steps(ln_steps, lr, seeds, warmup, at_edge)
+            at_edge[c] = known[0] & ((rates[best[0]] == rates.min()) | (rates[best[0]] == rates.max()))
+    return Steps(ln_steps[0], lr, seeds, warmup, at_edge), ln_steps
+
+
+def _setting_tokens(samples: Samples, members: Sequence[int], ln_targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ln(tokens) of one setting to each target [samples, targets], and in the first sample of how many seeds
+    [targets]."""
+    crossed = np.array([samples.curves(i).ln_tokens(ln_targets) for i in members])  # [seeds, samples, targets]
+    ends = np.array([samples.runs[i].curve.end for i in members])[:, None, None]
+    reached = ~np.isnan(crossed)
+    counts = reached.sum(axis=0)
+    mean = np.where(reached, crossed, 0.0).sum(axis=0) / np.maximum(counts, 1)
+    failed = (~reached & (ends >= mean)).any(axis=0)
+    return np.where((counts > 0) & ~failed, mean, np.nan), counts[0]
 
 
 def tuning_scatter(runs: Sequence[Run], sigma: float) -> float:

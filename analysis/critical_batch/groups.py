@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.critical_batch import tradeoff as t
+from analysis.critical_batch.law import LAW, derive_law
 from analysis.critical_batch.samples import (
     Group,
     Noise,
     Samples,
     collect,
     correlation_length,
-    fit_laws,
-    law_covariance,
     noise_of,
     resample,
 )
@@ -32,9 +31,9 @@ from analysis.outcome import Estimate, Outcome, Warnings, plain
 from analysis.uncertainty import redraw
 from sweep.schema import InputError
 
-LAW = "critical-batch"
 NAMES = ("S_min", "E_min", "B_crit", "B_20")
-_MISFIT = 2.0  # standard errors of the points: residuals beyond this are the law's, not the noise's
+_ENDLESS = 1e9  # times the value: an upper end beyond it is none
+_LARGEST = 690.0  # of a logarithm, below which its exponential is finite
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def fit(
     _warn(groups, samples, warnings)
     estimates, draws = parts[0][1].estimates, parts[0][1].draws
     if len(parts) > 1:
-        estimates, draws = _law(groups, noises, samples, bootstrap, warnings)
+        estimates, draws = derive_law(groups, noises, samples, bootstrap, warnings)
     spans = {"batch_tokens": batch, "steps": s} | ({} if target_loss is None else {"loss": np.exp(ln_l)})
     return CriticalOutcome(
         LAW,
@@ -165,15 +164,14 @@ def _keys(g: Group, target: int, with_group: bool, with_target: bool) -> dict[st
 def _part(g: Group, target: int, noise: Noise, sample: Samples, optimal: float | None, count: int) -> Outcome:
     """The trade-off of one target."""
     optimal = float(g.batches.min()) if optimal is None else optimal
-    with np.errstate(over="ignore"):  # an undetermined B_crit has no upper end
-        values = {name: np.exp(v[:, target]) for name, v in
-                  (("S_min", sample.ln_s), ("E_min", sample.ln_e), ("B_crit", sample.ln_b))}  # fmt: skip
+    logs = {"S_min": sample.ln_s, "E_min": sample.ln_e, "B_crit": sample.ln_b}
+    values = {name: np.exp(np.minimum(v[:, target], _LARGEST)) for name, v in logs.items()}
     values["B_20"] = np.asarray(t.overhead_batch(values["B_crit"], optimal))
     ok = sample.converged[1:, target]
     draws = {name: np.where(ok, v[1:], np.nan) for name, v in values.items()} if count else {}
     if count:
         estimates = {
-            name: redraw.interval(float(v[0]), draws[name], sample.scale, logarithm=name != "B_20")
+            name: _open(redraw.interval(float(v[0]), draws[name], sample.scale, logarithm=True))
             for name, v in values.items()
         }
     else:
@@ -185,52 +183,10 @@ def _part(g: Group, target: int, noise: Noise, sample: Samples, optimal: float |
     return Outcome(LAW, estimates, len(residuals), float((residuals**2).sum()), t.STARTS, draws, count)
 
 
-def _law(
-    groups: Sequence[Group], noises: Sequence[Noise], samples: Sequence[Samples], count: int, warnings: Warnings
-) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
-    """Estimates and draws of the law over losses; none where fewer than three targets are used."""
-    law = fit_laws(groups, samples)
-    if not np.isfinite(law[0]).all():
-        used = sum(int(s.bracketed[0].sum()) for s in samples)
-        warnings.add(
-            LAW, "no_law", f"B_crit(L) needs three different target losses with B_crit among the batches; {used} are"
-        )
-        return {}, {}
-    _warn_misfit(law[0], groups, samples, noises, warnings)
-    lost = int((~np.isfinite(law[1:, 0])).sum())
-    if lost:
-        warnings.add(
-            LAW, "replicates_without_law", f"{lost} of {count} replicates have B_crit among the batches at fewer than "
-            "three targets; they are left out of the law's interval"
-        )  # fmt: skip
-    estimates = t.law_estimates(law)
-    if not count:
-        with np.errstate(invalid="ignore"):
-            errors = np.sqrt(np.diag(law_covariance(groups, noises, samples)))
-        value = {name: e.value for name, e in estimates.items()}
-        se = {"B_star": value["B_star"] * errors[0], "slope": errors[1], "alpha_B": errors[1] / value["slope"] ** 2}
-        return {name: Estimate(value[name], float(se[name])) for name in estimates}, {}
-    with np.errstate(over="ignore", divide="ignore"):
-        draws = {"B_star": np.exp(law[1:, 0]), "alpha_B": -1 / law[1:, 1], "slope": law[1:, 1]}
-    return estimates, draws
-
-
-def _warn_misfit(
-    law: np.ndarray, groups: Sequence[Group], samples: Sequence[Samples], noises: Sequence[Noise], warnings: Warnings
-) -> None:
-    """The interval holds noise, not the error of a power law where B_crit follows none."""
-    residual, error = [], []
-    for g, sample, noise in zip(groups, samples, noises, strict=True):
-        used = sample.bracketed[0]
-        residual += list(sample.ln_b[0, used] - law[0] - law[1] * g.targets[used])
-        error += list(np.sqrt(g.fits.ln_b_inverse[used] * noise.variance))
-    r, e = np.array(residual), np.array(error)
-    rms = float(np.sqrt(np.mean(r**2)))
-    if rms > 0.01 and np.sqrt(np.mean(r**2)) > _MISFIT * np.sqrt(np.mean(e**2)):
-        warnings.add(
-            LAW, "misfit", f"the law misses B_crit by {rms:.0%} on average, {rms / np.sqrt(np.mean(e**2)):.1f} times "
-            "the points' standard errors; its intervals do not hold that error"
-        )  # fmt: skip
+def _open(estimate: Estimate) -> Estimate:
+    """Without the upper end where there is none: S_min may be zero, and B_crit anything above."""
+    endless = estimate.high is not None and estimate.high > _ENDLESS * estimate.value
+    return replace(estimate, high=None) if endless else estimate
 
 
 def _warn(groups: Sequence[Group], samples: Sequence[Samples], warnings: Warnings) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.critical_batch.tradeoff import LEAST_BATCHES, Tradeoff, fit_law, fit_tradeoffs
+from analysis.critical_batch.tradeoff import LEAST_BATCHES, Tradeoff, fit_tradeoffs
 from analysis.uncertainty import redraw
 
 
@@ -136,34 +136,10 @@ def resample(g: Group, noise: Noise, count: int, rng: np.random.Generator, devic
 
     variance = noise.variance if noise.variance > 0 else 1.0  # an exact group: any weight will do
     return Samples(
-        *(shaped(v) for v in (fits.ln_s, fits.ln_e, fits.bracketed, fits.ln_b_inverse * variance, fits.converged)),
-        scale,
+        ln_s=shaped(fits.ln_s),
+        ln_e=shaped(fits.ln_e),
+        bracketed=shaped(fits.bracketed),
+        law_variance=shaped(fits.ln_b_inverse * variance),
+        converged=shaped(fits.converged),
+        scale=scale,
     )
-
-
-def fit_laws(groups: Sequence[Group], samples: Sequence[Samples]) -> np.ndarray:
-    """(intercept, slope) of ln B_crit against ln L [1 + replicates, 2]: in every sample the weighted line through the
-    targets at which it has B_crit among the batches; nan where these are fewer than three."""
-    ln_l = np.concatenate([g.targets for g in groups])
-    ln_b, good, variance = (
-        np.concatenate([getattr(s, name) for s in samples], axis=1) for name in ("ln_b", "bracketed", "law_variance")
-    )
-    good = good & (variance > 0) & np.isfinite(variance)
-    weights = np.where(good, 1 / np.where(good, variance, 1.0), 0.0)
-    return np.array([fit_law(ln_l, b, w) for b, w in zip(ln_b, weights, strict=True)])
-
-
-def law_covariance(groups: Sequence[Group], noises: Sequence[Noise], samples: Sequence[Samples]) -> np.ndarray:
-    """Covariance [2, 2] of the law's (intercept, slope), least squares with the noise's correlation between targets."""
-    design, weighted, middle = [], [], np.zeros((2, 2))
-    for g, noise, sample in zip(groups, noises, samples, strict=True):
-        used = sample.bracketed[0]
-        x = np.column_stack([np.ones(used.sum()), g.targets[used]])
-        w = 1 / sample.law_variance[0, used]
-        error = np.sqrt(g.fits.ln_b_inverse[used] * noise.variance)
-        spread = error[:, None] * noise.correlation[np.ix_(used, used)] * error
-        middle += (x.T * w) @ spread @ (w[:, None] * x)
-        design.append(x)
-        weighted.append(w[:, None] * x)
-    inverse = np.linalg.inv(np.concatenate(design).T @ np.concatenate(weighted))
-    return inverse @ middle @ inverse

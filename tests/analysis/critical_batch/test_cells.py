@@ -128,7 +128,8 @@ def test_a_seed_that_fails_farther_on_censors_the_cell() -> None:
     """Two seeds, one of which never gets to the target although it ran longer than the other needed."""
     table = synthetic_sweep(cells={(2, 16): (2, 8, 32)}, tokens=1e6, sigma=0, seeds={(2, 16, 8): 2})
     slow = table.curves["run_id"] == "2x16-8-1-1"
-    table.curves.loc[slow, "test_loss"] = table.curves.loc[slow, "test_loss"].clip(lower=2.5)
+    loss = table.curves["test_loss"]
+    table.curves["test_loss"] = loss.where(~slow, loss.clip(lower=2.5))
     runs = extract(table)
     cells = cb.make_cells(runs)
     steps = cb.steps_to(runs, cells, np.array([2.7, 2.4]))
