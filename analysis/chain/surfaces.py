@@ -14,18 +14,18 @@ from analysis.minima import per_token_at
 from analysis.outcome import Warnings
 from analysis.tables.runs import Run
 from analysis.tables.sizes import Size, size_curve
-from analysis.uncertainty.bootstrap import band, estimate
+from analysis.uncertainty.bootstrap import Samples, band, estimate
 
 _MISFIT = 3.0  # times the seed noise: residuals beyond this are the law's, not the noise's
 _STEP_SLICES, _STEP_SPAN = 5, 30.0  # readings at fixed steps, and the factor that they span
 
 
 def derive_parametric(
-    samples: Sequence[Sequence[Run]], sizes: Sequence[Size], sigma: float, warnings: Warnings, device: str
+    samples: Samples, sizes: Sequence[Size], sigma: float, warnings: Warnings, device: str
 ) -> Parametric:
     """Best of the paper's 4,500 starts, then every replicate from the best distinct optima. Raises InputError for fewer
     than three sizes or nine points."""
-    runs = samples[0]
+    runs = samples.runs
     where = parametric.readings(runs, sizes)
     params, tokens = _coordinates(runs, where)
     loss = _losses(samples, where)
@@ -62,7 +62,7 @@ def derive_parametric(
 
 
 def derive_surface(
-    samples: Sequence[Sequence[Run]],
+    samples: Samples,
     sizes: Sequence[Size],
     law: np.ndarray,
     measured: tuple[float, float],
@@ -72,7 +72,7 @@ def derive_surface(
     """The section and theta of every sample [samples, 4]. law: [samples, 2], used for the losses `measured` (lowest,
     highest) only. sigma: seed noise of ln(loss). Raises
     InputError for fewer than three sizes or nine points."""
-    runs = samples[0]
+    runs = samples.runs
     where = [
         (i, x)
         for i, x in kaplan.readings(runs, sizes)
@@ -176,17 +176,18 @@ def _coordinates(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> tup
     return np.array([runs[i].params for i, _ in where]), np.exp([x for _, x in where])
 
 
-def _losses(samples: Sequence[Sequence[Run]], where: Sequence[tuple[int, float]]) -> np.ndarray:
+def _losses(samples: Samples, where: Sequence[tuple[int, float]]) -> np.ndarray:
     """Smoothed loss [samples, points]; a decayed run's is its last evaluation."""
     out = np.empty((len(samples), len(where)))
     members: dict[int, list[int]] = {}
     for k, (i, _) in enumerate(where):
         members.setdefault(i, []).append(k)
     x = np.array([value for _, value in where])
-    for r, sample in enumerate(samples):
-        for i, rows in members.items():
-            run = sample[i]
-            out[r, rows] = run.ln_loss[-1] if run.decayed else np.interp(x[rows], run.curve.x, run.curve.y)
+    for i, rows in members.items():
+        if samples.runs[i].decayed:
+            out[:, rows] = samples.ln_loss(i)[:, -1:]
+        else:
+            out[:, rows] = samples.curves(i).ln_loss(x[rows])
     return np.exp(out)
 
 

@@ -69,6 +69,12 @@ class Curves:
     high: list[int]
     start: float
 
+    def after(self, first: Curve) -> Curves:
+        """With one more version before the others."""
+        n = len(first.x)
+        x, y = np.concatenate([first.x, self.x]), np.concatenate([first.y, self.y])
+        return Curves(x, y, [0, *(a + n for a in self.low)], [n, *(b + n for b in self.high)], self.start)
+
     def __len__(self) -> int:
         return len(self.low)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.tables.runs import Run
+from analysis.uncertainty.bootstrap import Samples
 
 LEAST_SIZES = 4
 _STEP = 0.03  # of a size's curve, in ln(tokens)
@@ -96,27 +97,40 @@ def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, mem
 
 def size_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
     """ln L at `size.x`, nan where no setting is known, and the index of the run it stands for."""
+    values, index = size_curves(Samples(runs), size)
+    return values[0], index
+
+
+def size_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """ln L in every sample [samples, x], and the index of the run that the first sample's stands for [x]."""
     if size.decayed:
-        return _decayed_curve(runs, size)
-    values = np.full((len(size.settings), len(size.x)), np.nan)
-    for s, members in enumerate(size.settings):
-        end = min(runs[i].curve.end for i in members)
+        return _decayed_curves(samples, size)
+    lowest = np.full((len(samples), len(size.x)), np.inf)
+    index = np.full(len(size.x), size.settings[0][0])
+    for members in size.settings:
+        curves = [samples.curves(i) for i in members]
+        end = min(curve.end for curve in curves)
         x = np.minimum(size.x, np.where(size.x <= end + 0.02, end, size.x))
-        values[s] = np.mean([runs[i].curve.ln_loss(x) for i in members], axis=0)
-    best = np.argmin(np.where(np.isfinite(values), values, np.inf), axis=0)
-    return values[best, np.arange(len(size.x))], np.array([m[0] for m in size.settings])[best]
+        mean = sum(curve.ln_loss(x) for curve in curves) / len(members)
+        better = mean < lowest  # not where it is nan
+        lowest = np.where(better, mean, lowest)
+        index = np.where(better[0], members[0], index)
+    return np.where(np.isfinite(lowest), lowest, np.nan), index
 
 
-def _decayed_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]:
+def _decayed_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Final losses of runs of several horizons, joined by straight lines in logarithms."""
-    finals: dict[float, list[tuple[float, int]]] = defaultdict(list)
+    runs = samples.runs
+    finals: dict[float, list[tuple[np.ndarray, int]]] = defaultdict(list)
     for members in size.settings:
         lengths: dict[float, list[int]] = defaultdict(list)
         for i in members:
             lengths[float(runs[i].ln_tokens[-1])].append(i)
         for x, seeds in lengths.items():
-            finals[x].append((float(np.mean([runs[i].ln_loss[-1] for i in seeds])), seeds[0]))
+            mean = np.mean([samples.ln_loss(i)[:, -1] for i in seeds], axis=0)
+            finals[x].append((mean, seeds[0]))
     knots = sorted(finals)
-    lowest = [min(finals[x]) for x in knots]
+    lowest = np.array([np.min([values for values, _ in finals[x]], axis=0) for x in knots])  # [knots, samples]
+    best = np.array([min(finals[x], key=lambda item: float(item[0][0]))[1] for x in knots])
     nearest = np.abs(size.x[:, None] - np.array(knots)).argmin(axis=1)
-    return np.interp(size.x, knots, [v for v, _ in lowest]), np.array([i for _, i in lowest])[nearest]
+    return np.array([np.interp(size.x, knots, row) for row in lowest.T]), best[nearest]

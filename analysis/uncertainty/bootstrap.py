@@ -13,12 +13,18 @@ Without the second, intervals covered the planted exponents in only half of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import overload
 
 import numpy as np
 
 from analysis.outcome import LEVEL, Estimate
+from analysis.tables.curves import Curves
 from analysis.tables.runs import Run, SeedNoise
+
+_HELD = 2**30  # bytes of simulated curves that are kept
 
 
 def estimate(samples: np.ndarray, level: float = LEVEL) -> Estimate:
@@ -54,21 +60,81 @@ def correlated_noise(
     return noise
 
 
+class Samples(Sequence[Sequence[Run]]):
+    """Runs and simulated versions of them: sample 0 holds the runs as they are, the others one replicate each.
+
+    Laws read all versions of one run at a time (`curves`, `ln_loss`). These are simulated when they are asked for, the
+    same each time, and the ones longest unused are forgotten, so that memory does not grow with the sweep. `samples[k]`
+    is one replicate as a list of runs; that suits small sweeps only.
+    """
+
+    def __init__(self, runs: Sequence[Run], replicates: int = 0, draw: Callable[[int], np.ndarray] | None = None):
+        """draw: index of a run -> ln(loss) [replicates, n] at its `ln_tokens` [n], the same at each call."""
+        self.runs = runs
+        self._replicates = replicates
+        self._draw = draw
+        self._known: OrderedDict[int, tuple[np.ndarray, Curves]] = OrderedDict()
+        self._held = 0
+
+    def __len__(self) -> int:
+        return 1 + self._replicates
+
+    @overload
+    def __getitem__(self, sample: int) -> Sequence[Run]: ...
+    @overload
+    def __getitem__(self, sample: slice) -> Sequence[Sequence[Run]]: ...
+    def __getitem__(self, sample: int | slice) -> Sequence[Run] | Sequence[Sequence[Run]]:
+        if isinstance(sample, slice):
+            return [self[k] for k in range(*sample.indices(len(self)))]
+        if not -len(self) <= sample < len(self):
+            raise IndexError(sample)
+        if sample % len(self) == 0:
+            return self.runs
+        k = sample % len(self)
+        return [replace(r, ln_loss=self.ln_loss(i)[k], curve=self.curves(i)[k]) for i, r in enumerate(self.runs)]
+
+    def ln_loss(self, run: int) -> np.ndarray:
+        """ln(loss) [samples, n] of a run by its index, not smoothed."""
+        return self._versions(run)[0]
+
+    def curves(self, run: int) -> Curves:
+        """The smoothed curve of a run by its index in every sample."""
+        return self._versions(run)[1]
+
+    def _versions(self, i: int) -> tuple[np.ndarray, Curves]:
+        if i in self._known:
+            self._known.move_to_end(i)
+            return self._known[i]
+        run = self.runs[i]
+        if self._draw is None or not self._replicates:
+            found = run.ln_loss[None], Curves(run.curve.x, run.curve.y, [0], [len(run.curve.x)], run.curve.start)
+        else:
+            drawn = self._draw(i)
+            found = np.concatenate([run.ln_loss[None], drawn]), run.curves_with(drawn).after(run.curve)
+        self._known[i] = found
+        self._held += found[0].nbytes + found[1].nbytes
+        while self._held > _HELD and len(self._known) > 1:
+            _, (values, curves) = self._known.popitem(last=False)
+            self._held -= values.nbytes + curves.nbytes
+        return found
+
+
 def simulate(
     runs: Sequence[Run], noise: SeedNoise, tuning: float, replicates: int, rng: np.random.Generator
-) -> list[list[Run]]:
-    """[1 + replicates] versions of the runs; the first holds the runs as they are. tuning: SD of ln(tokens) to a loss
-    between cells (a cell is one size at one batch)."""
+) -> Samples:
+    """The runs and `replicates` simulated versions of them. tuning: SD of ln(tokens) to a loss between cells (a cell is
+    one size at one batch)."""
     sigma = np.full(replicates, noise.sigma)
     if noise.freedom >= 2:
         sigma = sigma * np.sqrt(noise.freedom / rng.chisquare(noise.freedom, replicates))
         # With two degrees of freedom the variance of these draws is infinite; a factor of four is doubt enough.
         sigma = np.minimum(sigma, 4 * noise.sigma)
     cells = {cell: tuning * rng.standard_normal(replicates) for cell in dict.fromkeys((r.group, r.batch) for r in runs)}
-    samples: list[list[Run]] = [list(runs), *([] for _ in range(replicates))]
-    for run in runs:
-        shocks = correlated_noise(run.ln_tokens, noise.correlation, rng, replicates) * sigma[:, None]
-        centre = run.curve.extended(run.ln_tokens - cells[run.group, run.batch][:, None])
-        for sample, ln_loss in zip(samples[1:], centre + shocks, strict=True):
-            sample.append(run.with_loss(ln_loss))
-    return samples
+    seeds = np.random.SeedSequence(int(rng.integers(2**63))).spawn(len(runs))
+
+    def draw(i: int) -> np.ndarray:
+        run, own = runs[i], np.random.default_rng(seeds[i])
+        shocks = correlated_noise(run.ln_tokens, noise.correlation, own, replicates) * sigma[:, None]
+        return run.curve.extended(run.ln_tokens - cells[run.group, run.batch][:, None]) + shocks
+
+    return Samples(runs, replicates, draw)

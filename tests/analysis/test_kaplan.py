@@ -16,6 +16,7 @@ from analysis.chain.surfaces import derive_slices, derive_surface, lines_of_slic
 from analysis.outcome import Warnings
 from analysis.tables.runs import extract
 from analysis.tables.sizes import make_sizes
+from analysis.uncertainty.bootstrap import Samples
 from analysis.uncertainty.simulate import Truth, synthetic_sweep
 from sweep.schema import InputError
 
@@ -49,7 +50,7 @@ def test_published_law_at_fixed_compute(pf_days: float, best: float, loss: float
 
 def test_planted_surface_comes_back() -> None:
     runs = extract(synthetic_sweep(sigma=0.0, seeds={}))
-    found, theta = derive_surface([runs], make_sizes(runs, 2048.0), LAW, EVERYWHERE, 0.004, Warnings())
+    found, theta = derive_surface(Samples(runs), make_sizes(runs, 2048.0), LAW, EVERYWHERE, 0.004, Warnings())
     for name in kaplan.NAMES:
         assert found.estimates[name].value == pytest.approx(getattr(TRUTH, name), rel=0.02), name
     assert found.estimates["alpha_C_min"].value == pytest.approx(TRUTH.alpha_C_min, rel=0.005)
@@ -66,7 +67,8 @@ def test_planted_surface_comes_back() -> None:
 def test_replicates_without_a_law_are_left_out() -> None:
     runs = extract(synthetic_sweep(sigma=0.0, seeds={}, tokens=1e6))
     laws = np.array([LAW[0], [np.nan, np.nan], LAW[0]])
-    _, theta = derive_surface([runs] * 3, make_sizes(runs, 2048.0), laws, EVERYWHERE, 0.004, Warnings())
+    samples = Samples(runs, 2, lambda i: np.tile(runs[i].ln_loss, (2, 1)))
+    _, theta = derive_surface(samples, make_sizes(runs, 2048.0), laws, EVERYWHERE, 0.004, Warnings())
     assert np.isnan(theta[1]).all()
     np.testing.assert_allclose(theta[2], theta[0], rtol=1e-6)
 

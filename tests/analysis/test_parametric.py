@@ -11,7 +11,7 @@ from analysis.chain.surfaces import derive_parametric
 from analysis.outcome import Warnings
 from analysis.tables.runs import SeedNoise, extract
 from analysis.tables.sizes import make_sizes
-from analysis.uncertainty.bootstrap import simulate
+from analysis.uncertainty.bootstrap import Samples, simulate
 from analysis.uncertainty.simulate import decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
 
@@ -25,7 +25,7 @@ def one_thread() -> None:
 
 def test_planted_constants_come_back() -> None:
     runs = extract(decayed_sweep(np.geomspace(1e10, 1e13, 4)))
-    found = derive_parametric([runs], make_sizes(runs, None), 0.003, Warnings(), "cpu")
+    found = derive_parametric(Samples(runs), make_sizes(runs, None), 0.003, Warnings(), "cpu")
     assert found.kind == "decayed"
     assert found.starts == 4500
     assert found.objective < 1e-12
@@ -35,7 +35,7 @@ def test_planted_constants_come_back() -> None:
 
 def test_frontier_of_the_law_minimises_it() -> None:
     runs = extract(decayed_sweep(np.geomspace(1e10, 1e13, 4)))
-    line = derive_parametric([runs], make_sizes(runs, None), 0.003, Warnings(), "cpu").line
+    line = derive_parametric(Samples(runs), make_sizes(runs, None), 0.003, Warnings(), "cpu").line
     theta = np.array([np.log(20.0), 0.35, np.log(400.0), 0.4, np.log(1.2)])
     for row in line.iloc[::9].itertuples():
         sizes = row.params * np.array([0.8, 1.0, 1.25])
