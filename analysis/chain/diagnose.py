@@ -18,6 +18,7 @@ from analysis.outcome import Estimate, Outcome, Warnings
 from analysis.power_law import line
 from analysis.tables.runs import Run
 from analysis.tables.sizes import Size
+from analysis.uncertainty.bootstrap import Samples
 from analysis.uncertainty.diagnostics import Diagnosis
 from analysis.uncertainty.holdout import HoldOut, hold_out
 from analysis.uncertainty.influence import Influence, influence, parametric_refit, start_at
@@ -33,7 +34,7 @@ _EVERY = 500  # of the paper's 4,500 starts, for a hold-out beside the fit to al
 
 def diagnose_laws(
     laws: Laws,
-    runs: Sequence[Run],
+    samples: Samples,
     sizes: Sequence[Size],
     batch: float | None,
     law: np.ndarray | None,
@@ -43,8 +44,7 @@ def diagnose_laws(
     """By "parametric", "isoflop", and the frontier's kinds "raw" and "adjusted", of the laws that there are. Their
     warnings are added to the laws'.
 
-    runs, sizes, batch, law, measured: what `derive_frontier` was given, without replicates. sigma: seed noise of
-    ln(loss).
+    samples, sizes, batch, law, measured: what `derive_frontier` was given. sigma: seed noise of ln(loss).
     """
     found = {}
     if laws.parametric is not None:
@@ -55,7 +55,7 @@ def diagnose_laws(
         )
     if laws.frontier is not None:
         own = None if law is None else law[:1]
-        for kind, part in _frontier(laws.frontier, runs, sizes, batch, own, measured).items():
+        for kind, part in _frontier(laws.frontier, samples.runs, sizes, batch, own, measured).items():
             found[kind] = Diagnosis(None, part, None)
     for name, diagnosis in found.items():
         diagnosis.warn("frontier" if name in ("raw", "adjusted") else name, laws.warnings)
@@ -130,7 +130,7 @@ def _frontier(
 
     def without(rows: np.ndarray) -> Frontier | None:
         kept = [size for size, keep in zip(sizes, rows, strict=True) if keep]
-        return _possible(lambda: derive_frontier([runs], kept, batch, law, measured, Warnings()))
+        return _possible(lambda: derive_frontier(Samples(runs), kept, batch, law, measured, Warnings()))
 
     def refit(keep: np.ndarray, kind: str) -> np.ndarray:
         values = []

@@ -62,7 +62,7 @@ class HoldOut:
 
     @property
     def mean(self) -> float:
-        """Signed mean: above zero where the law promises more than was measured."""
+        """Signed mean: above zero where the law gives more than was measured."""
         return float(self.points["error"].mean())
 
     def text(self) -> str:

@@ -26,6 +26,7 @@ from sweep.schema import InputError
 
 SHARE = 0.02  # of the runs that are left out together
 CARRIES, CARRY = 2.0, 1.5  # standard errors: shifts that one run, and `SHARE` of them together, should not make
+MANY = 8  # runs: of fewer, each carries the estimate
 KEPT_ROWS = 20  # of the table, in JSON
 # What a law is judged by, where it has no exponent `a` of N_opt. Eq. 1.5 and repeated data take too long to refit for
 # each run.
@@ -60,7 +61,9 @@ class Influence:
 
     @property
     def carried(self) -> bool:
-        """Whether one run, or a few together, move the estimate more than chance lets them."""
+        """Whether one of many runs, or a few together, move the estimate more than chance lets them."""
+        if len(self.runs) < MANY:
+            return False
         few = 0.0 if self.together is None else abs(self.together["shift_se"])
         return bool(self.runs["shift_se"].abs().max() >= CARRIES or few >= CARRY)
 

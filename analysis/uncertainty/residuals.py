@@ -23,7 +23,6 @@ REGIONS = ("low", "middle", "high")
 DOUBT = 1e-3  # two-sided chance of a finding where there is none, for each test
 MATERIAL = 0.5  # of the rms: what a trend must amount to over the data's span
 FAR = 8.0  # robust standard deviations: what no noise of a few hundred points reaches
-_CORRELATED = 0.5
 _LEAST_SIGNS = 5  # runs of either sign below which sign runs say nothing
 
 
@@ -193,11 +192,6 @@ def _findings(found: Residuals, quantities: Mapping[str, np.ndarray]) -> list[st
     out: list[str] = []
     for trend in found.trends.values():
         out += _trend_findings(trend, found)
-    if found.pairs and found.autocorrelation > max(_CORRELATED, ndtri(1 - DOUBT / 2) / found.pairs**0.5):
-        out.append(
-            f"neighbouring points of one run correlate by {found.autocorrelation:.2f}: they are not independent, and "
-            "errors that count points are too small"
-        )
     if len(found.far):
         at = ", ".join(f"{SYMBOLS[name]} {np.asarray(quantities[name])[found.largest_row]:.3g}"
                        for name in ("params", "tokens") if name in quantities)  # fmt: skip
@@ -216,9 +210,9 @@ def _trend_findings(trend: Trend, found: Residuals) -> list[str]:
         verb = "rise" if trend.slope > 0 else "fall"
         out.append(f"residuals {verb} with {symbol}: {trend.slope:+.2g} ± {trend.slope_se:.1g} of ln(loss) per e-fold")
     if _certain(trend.bend, trend.bend_se, found.runs - 3) and abs(trend.bend) * trend.span**2 / 4 > material:
-        where = "the ends than in the middle" if trend.bend > 0 else "the middle than at the ends"
+        where = "at the ends than in the middle" if trend.bend > 0 else "in the middle than at the ends"
         out.append(
-            f"residuals bend with {symbol}: they are higher at {where} ({trend.bend:+.2g} ± {trend.bend_se:.1g} per "
+            f"residuals bend with {symbol}: they are higher {where} ({trend.bend:+.2g} ± {trend.bend_se:.1g} per "
             "squared e-fold)"
         )
     if trend.runs_sd > 0 and (trend.runs - trend.expected_runs) / trend.runs_sd < ndtri(DOUBT):

@@ -76,7 +76,6 @@ def test_points_of_one_run_are_not_independent() -> None:
     assert found.runs == 16
     assert found.pairs == 48
     assert found.autocorrelation > 0.9
-    assert any("not independent" in text for text in found.findings)
     alone = residuals(shared + 0.1 * NOISE, {"params": np.sort(N)})
     assert found.trends["params"].slope_se > 1.5 * alone.trends["params"].slope_se
 
