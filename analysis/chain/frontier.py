@@ -14,8 +14,9 @@ from analysis.minima import Optima, find_optima, per_token_at
 from analysis.outcome import Warnings
 from analysis.power_law import PowerLaw
 from analysis.tables.runs import Run
-from analysis.tables.sizes import LEAST_SIZES, Size, size_curve
-from analysis.uncertainty.bootstrap import band, estimate
+from analysis.tables.sizes import LEAST_SIZES, Size, size_curves
+from analysis.uncertainty import pivot
+from analysis.uncertainty.bootstrap import Samples, band, estimate
 from sweep.schema import InputError
 
 EVERYWHERE = (1e-300, 1e300)  # losses
@@ -23,14 +24,14 @@ QUANTITIES = ("N", "D", "S", "B", "L")
 Curves = list[list[np.ndarray]]
 
 
-def read_sizes(samples: Sequence[Sequence[Run]], sizes: Sequence[Size]) -> tuple[Curves, list[np.ndarray]]:
+def read_sizes(samples: Samples, sizes: Sequence[Size]) -> tuple[Curves, list[np.ndarray]]:
     """ln L of each size in every sample [samples][sizes][x], and the runs the first sample's stand for."""
-    pairs = [[size_curve(sample, size) for size in sizes] for sample in samples]
-    return [[y for y, _ in row] for row in pairs], [index for _, index in pairs[0]]
+    pairs = [size_curves(samples, size) for size in sizes]
+    return [[values[k] for values, _ in pairs] for k in range(len(samples))], [index for _, index in pairs]
 
 
 def derive_frontier(
-    samples: Sequence[Sequence[Run]],
+    samples: Samples,
     sizes: Sequence[Size],
     batch: float | None,
     law: np.ndarray | None,
@@ -45,9 +46,9 @@ def derive_frontier(
             f"give at least {LEAST_SIZES}"
         )
     losses, index = read_sizes(samples, sizes)
-    parts = {"raw": _derive_kind("raw", samples[0], sizes, losses, index, batch, None, EVERYWHERE, warnings)}
+    parts = {"raw": _derive_kind("raw", samples.runs, sizes, losses, index, batch, None, EVERYWHERE, warnings)}
     if law is not None and not sizes[0].decayed:
-        part = _derive_kind("adjusted", samples[0], sizes, losses, index, batch, law, measured, warnings)
+        part = _derive_kind("adjusted", samples.runs, sizes, losses, index, batch, law, measured, warnings)
         parts["adjusted"] = part
     fits = {kind: part[2] for kind, part in parts.items() if part[2]}
     lines = [part[3] for part in parts.values()]
@@ -177,7 +178,7 @@ def _shares(fits: dict[str, dict[str, PowerLaw]], lines: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(rows, columns=list(_no_shares().columns))
 
 
-def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[Size], warnings: Warnings) -> Isoflop:
+def derive_isoflop(samples: Samples, sizes: Sequence[Size], warnings: Warnings) -> Isoflop:
     """From undecayed curves read at automatic budgets. Raises InputError for fewer than four sizes."""
     losses, index = read_sizes(samples, sizes)
     curves = [[(env.ln_compute(s, y, None), y) for s, y in zip(sizes, row, strict=True)] for row in losses]
@@ -186,7 +187,7 @@ def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[Size], warn
     rows = np.array([[i[min(int(np.searchsorted(x, b)), len(i) - 1)] for b in budgets]
                      for i, (x, _) in zip(index, curves[0], strict=True)])  # fmt: skip
     return _isoflop(
-        samples[0],
+        samples.runs,
         [(s.group, s.params, s.flops_per_token) for s in sizes],
         budgets,
         values,
@@ -196,13 +197,13 @@ def derive_isoflop(samples: Sequence[Sequence[Run]], sizes: Sequence[Size], warn
     )
 
 
-def derive_isoflop_decayed(samples: Sequence[Sequence[Run]], warnings: Warnings) -> Isoflop:
+def derive_isoflop_decayed(samples: Samples, warnings: Warnings) -> Isoflop:
     """From the final losses of decayed runs, at the budgets at which runs of four or more sizes end. Raises InputError
     where there is none."""
-    runs = samples[0]
+    runs = samples.runs
     found = iso.decayed_budgets(runs)
     if not found:
-        raise InputError(f"isoflop: no compute at which decayed runs of {iso.LEAST_SIZES} or more sizes end; add runs")
+        raise InputError(f"isoflop: no compute at which decayed runs of {LEAST_SIZES} or more sizes end; add runs")
     names = sorted({(run.params, run.group, run.flops_per_token) for run in runs})
     values = np.full((len(samples), len(names), len(found)), np.nan)
     rows = np.zeros((len(names), len(found)), dtype=int)
@@ -212,10 +213,10 @@ def derive_isoflop_decayed(samples: Sequence[Sequence[Run]], warnings: Warnings)
             for i in members:
                 if (runs[i].params, runs[i].group) == (params, group):
                     settings.setdefault((runs[i].batch, *runs[i].setting), []).append(i)
-            for r, sample in enumerate(samples):
-                means = [(float(np.mean([sample[i].ln_loss[-1] for i in v])), v[0]) for v in settings.values()]
-                if means:
-                    values[r, s, b], rows[s, b] = min(means)
+            if settings:
+                own = list(settings.values())
+                means = np.array([np.mean([samples.ln_loss(i)[:, -1] for i in v], axis=0) for v in own])
+                values[:, s, b], rows[s, b] = means.min(axis=0), own[int(means[:, 0].argmin())][0]
     budgets = np.array([c for c, _ in found])
     labels = [(group, params, per_token) for params, group, per_token in names]
     return _isoflop(runs, labels, budgets, np.exp(values), rows, "decayed", warnings)
@@ -261,14 +262,25 @@ def _isoflop(
             "isoflop", "optimum_at_edge", f"{int((~best.used).sum())} of {len(budgets)} budgets have no interior "
             "optimum; they are bounds and left out of the line"
         )  # fmt: skip
+    span = _span(points.rename(columns={"budget": "flops"}))
     line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
     if best.used.sum() < 2:
         return Isoflop(points, frame, None, line, kind)
-    fits = [iso.fit_exponents(budgets, o.ln_n, per_token_at(ln_n, ln_k, o.ln_n)) for o in optima]
-    estimates = {name: estimate(np.array([f[name] for f in fits])) for name in fits[0]}
+    ln_opt, ln_l = np.array([o.ln_n for o in optima]), np.log([o.value for o in optima])
+    curvature = np.array([o.coefficients[:, 2] for o in optima]) / np.exp(ln_l)
+    found = iso.laws(budgets, ln_opt, ln_l, curvature, per_token_at(ln_n, ln_k, ln_opt))
+    fits = {name: pivot.plain_value(name, v) for name, v in found.items()}
+    estimates = {name: estimate(v) for name, v in fits.items()}
     at = np.linspace(budgets[best.used].min(), budgets[best.used].max(), 30)
-    ln_line = np.array([np.log(f["N_coefficient"]) + f["a"] * at for f in fits])
+    ln_line = np.log(fits["N_coefficient"])[:, None] + fits["a"][:, None] * at
     low, high = band(ln_line)
     line = pd.DataFrame({"flops": np.exp(at), "params": np.exp(ln_line[0]), "low": np.exp(low), "high": np.exp(high)})
     line["tokens"] = estimates["D_coefficient"].value * line["flops"] ** estimates["b"].value
-    return Isoflop(points, frame, estimates, line, kind)
+    draws = {name: v[1:] for name, v in fits.items() if len(v) > 1}
+    return Isoflop(points, frame, estimates, line, kind, draws, span)
+
+
+def _span(points: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """(lowest, highest) of what was read."""
+    found = [name for name in ("flops", "params", "tokens", "loss") if name in points]
+    return {name: (float(points[name].min()), float(points[name].max())) for name in found}

@@ -13,6 +13,7 @@ from analysis.outcome import Warnings
 from analysis.tables.runs import Run, extract
 from analysis.tables.sizes import choose_batch, make_sizes
 from analysis.tables.table import Table
+from analysis.uncertainty.bootstrap import Samples
 from analysis.uncertainty.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
 
@@ -23,7 +24,7 @@ LAW = np.array([[np.log(TRUTH.B_star), -1 / TRUTH.alpha_B]])
 def derive(table: Table, law: np.ndarray | None = LAW) -> tuple[Frontier, Warnings]:
     runs, warnings = extract(table), Warnings()
     batch = choose_batch(runs)
-    return derive_frontier([runs], make_sizes(runs, batch), batch, law, EVERYWHERE, warnings), warnings
+    return derive_frontier(Samples(runs), make_sizes(runs, batch), batch, law, EVERYWHERE, warnings), warnings
 
 
 @pytest.fixture(scope="module")
@@ -104,31 +105,6 @@ def test_a_size_with_more_batches_gains_nothing() -> None:
     assert one.fits["raw"]["N"].exponent.value == pytest.approx(other.fits["raw"]["N"].exponent.value, rel=1e-9)
 
 
-def test_parabolas_by_hand() -> None:
-    ln_n = np.log([1.0, 2, 4, 8, 16, 32])
-    values = np.stack([0.1 * (ln_n - c) ** 2 + 2 for c in np.log([5.0, 1.2, 30.0])], axis=1)
-    values[0, 0] = np.nan
-    found = find_optima(ln_n, values)
-    assert found.interior.tolist() == [True, False, False]
-    assert found.used.tolist() == [True, False, False]
-    assert np.exp(found.ln_n[0]) == pytest.approx(5)
-    assert found.value[0] == pytest.approx(2)
-    c0, c1, c2 = found.coefficients[0]
-    np.testing.assert_allclose(c0 + c1 * ln_n + c2 * ln_n**2, 0.1 * (ln_n - np.log(5)) ** 2 + 2)
-    assert (ln_n[found.first[0]], ln_n[found.last[0]]) == (np.log(2), np.log(16))
-
-
-def test_a_small_size_that_ended_beaten_is_no_edge() -> None:
-    ln_n = np.log([1.0, 2, 4, 8])
-    values = np.array([[3.0, 2.9, np.nan], [3.1, 2.8, 2.5], [3.2, 3.0, 2.6], [3.4, 3.2, 2.7]])
-    assert find_optima(ln_n, values).interior.tolist() == [False, True, True]
-    values[0, 1] = 2.7  # now it ended ahead of all: the next one is only the smallest of those left
-    assert find_optima(ln_n, values).interior.tolist() == [False, False, False]
-    # Nor does it help that a still smaller one was beaten, when the last to end was not.
-    five = np.vstack([[3.3, np.nan, np.nan], values])
-    assert find_optima(np.log([0.5, 1, 2, 4, 8]), five).interior.tolist() == [True, True, False]
-
-
 def test_surface_of_a_quadratic_is_exact() -> None:
     ln_n, grid = np.log(np.geomspace(1e3, 1e5, 6)), np.linspace(20, 24, 15)
     optimum = 0.6 * (grid - 22) + ln_n.mean()
@@ -153,7 +129,7 @@ def test_decayed_runs_of_several_horizons_make_a_raw_frontier() -> None:
     """Final losses of L = E + A/N^0.35 + B/D^0.4, so N_opt goes as C^(0.4/0.75)."""
     shapes = [(2, 8 * k) for k in (1, 2, 3, 4, 6, 8, 12)]
     runs: list[Run] = extract(decayed_sweep(np.geomspace(3e9, 3e12, 7), shapes=shapes))
-    found = derive_frontier([runs], make_sizes(runs, None), None, None, EVERYWHERE, Warnings())
+    found = derive_frontier(Samples(runs), make_sizes(runs, None), None, None, EVERYWHERE, Warnings())
     assert set(found.fits) == {"raw"}
     assert found.fits["raw"]["N"].exponent.value == pytest.approx(0.4 / 0.75, abs=0.03)
 
@@ -176,7 +152,7 @@ def test_no_interior_optimum_gives_bounds_and_no_fit() -> None:
 def test_nothing_is_adjusted_where_b_crit_was_not_measured() -> None:
     runs = extract(synthetic_sweep(sigma=0.0, seeds={}))
     sizes = make_sizes(runs, 2048.0)
-    found = derive_frontier([runs], sizes, 2048.0, LAW, (2.05, 2.35), Warnings()).optima
+    found = derive_frontier(Samples(runs), sizes, 2048.0, LAW, (2.05, 2.35), Warnings()).optima
     adjusted = found[found["kind"] == "adjusted"]
     assert adjusted["loss"].between(2.05, 2.35).all()
     assert found[found["kind"] == "raw"]["loss"].min() < 2.05

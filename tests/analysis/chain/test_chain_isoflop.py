@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import isoflop as iso
 from analysis.chain.frontier import derive_isoflop, derive_isoflop_decayed
 from analysis.outcome import Warnings
 from analysis.tables.runs import SeedNoise, extract
-from analysis.tables.sizes import make_sizes
-from analysis.uncertainty.bootstrap import simulate
+from analysis.tables.sizes import LEAST_SIZES, make_sizes
+from analysis.uncertainty.bootstrap import Samples, simulate
 from analysis.uncertainty.simulate import SMALL_SWEEP, decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
 
@@ -20,7 +19,7 @@ SHAPES = [(2, 8 * k) for k in (1, 2, 3, 4, 6, 8, 12)]
 
 def test_exponents_of_decayed_runs() -> None:
     budgets = np.geomspace(1e11, 1e13, 5)
-    found = derive_isoflop_decayed([extract(decayed_sweep(budgets, shapes=SHAPES))], Warnings())
+    found = derive_isoflop_decayed(Samples(extract(decayed_sweep(budgets, shapes=SHAPES))), Warnings())
     assert found.kind == "decayed"
     np.testing.assert_allclose(found.optima["budget"], budgets, rtol=0.05)
     assert found.fit is not None
@@ -34,7 +33,7 @@ def test_exponents_of_decayed_runs() -> None:
 
 
 def test_the_parabola_is_the_unweighted_one_through_five_points() -> None:
-    found = derive_isoflop_decayed([extract(decayed_sweep([1e12], shapes=SHAPES))], Warnings())
+    found = derive_isoflop_decayed(Samples(extract(decayed_sweep([1e12], shapes=SHAPES))), Warnings())
     row = found.optima.iloc[0]
     points = found.points[(found.points["params"] >= row["fit_low"]) & (found.points["params"] <= row["fit_high"])]
     assert len(points) == 5
@@ -48,9 +47,9 @@ def test_the_parabola_is_the_unweighted_one_through_five_points() -> None:
 
 def test_undecayed_curves_are_read_at_automatic_budgets() -> None:
     runs = extract(synthetic_sweep(sigma=0.0, seeds={}))
-    found = derive_isoflop([runs], make_sizes(runs, 2048.0), Warnings())
+    found = derive_isoflop(Samples(runs), make_sizes(runs, 2048.0), Warnings())
     assert found.kind == "undecayed"
-    assert found.points.groupby("budget").size().min() >= iso.LEAST_SIZES
+    assert found.points.groupby("budget").size().min() >= LEAST_SIZES
     assert found.optima["used"].sum() >= 4
     np.testing.assert_allclose(np.diff(np.log(found.optima["budget"]), 2), 0, atol=1e-9)
     np.testing.assert_allclose(6 * found.points["params"] * found.points["tokens"], found.points["budget"])
@@ -63,7 +62,9 @@ def test_undecayed_curves_are_read_at_automatic_budgets() -> None:
 
 def test_optima_at_an_edge_are_bounds() -> None:
     warnings = Warnings()
-    found = derive_isoflop_decayed([extract(decayed_sweep([5e9, 1e12, 1e15], shapes=SHAPES, batch=256))], warnings)
+    found = derive_isoflop_decayed(
+        Samples(extract(decayed_sweep([5e9, 1e12, 1e15], shapes=SHAPES, batch=256))), warnings
+    )
     assert found.optima["edge"].tolist() == ["smallest", "interior", "largest"]
     assert found.optima["params"].isna().tolist() == [True, False, True]
     assert warnings[0]["code"] == "optimum_at_edge"
@@ -84,6 +85,6 @@ def test_interval_covers_the_planted_exponent() -> None:
 def test_too_few_sizes_are_refused() -> None:
     runs = extract(synthetic_sweep(cells=dict(list(SMALL_SWEEP.items())[:3]), tokens=5e5, seeds={}))
     with pytest.raises(InputError, match="3 model sizes"):
-        derive_isoflop([runs], make_sizes(runs, 2048.0), Warnings())
+        derive_isoflop(Samples(runs), make_sizes(runs, 2048.0), Warnings())
     with pytest.raises(InputError, match="4 or more sizes end"):
-        derive_isoflop_decayed([extract(decayed_sweep([1e10], shapes=SHAPES[:3]))], Warnings())
+        derive_isoflop_decayed(Samples(extract(decayed_sweep([1e10], shapes=SHAPES[:3]))), Warnings())
