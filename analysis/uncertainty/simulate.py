@@ -198,7 +198,7 @@ def run_row(
     row |= {"tokens": float(steps * batch), "flops": 6.0 * params * steps * batch, "optimizer": "adamw", "lr": lr}
     row |= {"beta2": 0.95, "weight_decay": 0.0, "schedule": "constant", "schedule_steps": steps, "warmup_tokens": 0.0}
     row |= {"weight_average": 0.1, "precision": "fp32", "seed": seed, "status": "done", "test_loss": loss}
-    row |= {"test_loss_se": 0.01, "unique_tokens": 1e8, "epochs": steps * batch / 1e8, "bytes_per_token": 1.0}
+    row |= {"test_loss_se": 0.01, "unique_tokens": 1e12, "epochs": steps * batch / 1e12, "bytes_per_token": 1.0}
     row |= {"data_name": "synthetic", "data_hash": "synthetic", "wall_s": steps * batch / 2e5, "tokens_per_s": 2e5}
     row |= {"mfu": None, "device": "cpu"}
     return row
