@@ -75,14 +75,15 @@ def fit(
     [n] labels, of models for instance. Several rows at one batch are repeats, in one order at all targets. B_20 is the
     batch at which steps exceed linear scaling from `optimal_batch` (default: the group's smallest) by 20%
     (`overhead_batch`). A B_crit outside the batches is a bound and no part of the law, which needs three that are
-    not. bootstrap: replicates behind the intervals; 0 for none, with standard errors of least squares.
+    not. bootstrap: replicates behind the intervals; 0 for none, with standard errors of least squares. device: as of
+    every law; these fits are of one dimension and run on the CPU.
 
     Raises InputError for arrays that differ in length, values that are not positive, or no target with three batches.
     """
     began = time.perf_counter()
     batch, s, ln_l, labels = _checked(batch_tokens, steps, target_loss, group)
     warnings = Warnings()
-    groups = [collect(batch, s, ln_l, np.flatnonzero(labels == name), name, device) for name in pd.unique(labels)]
+    groups = [collect(batch, s, ln_l, np.flatnonzero(labels == name), name) for name in pd.unique(labels)]
     if not any(g.fitted.any() for g in groups):
         raise InputError(
             f"{LAW}: {len(np.unique(batch))} batch sizes do not determine S_min, E_min and their error; "
@@ -91,7 +92,7 @@ def fit(
     length = correlation_length(groups)
     noises = [noise_of(g, length) for g in groups]
     rng = np.random.default_rng(seed)
-    samples = [resample(g, noise, bootstrap, rng, device) for g, noise in zip(groups, noises, strict=True)]
+    samples = [resample(g, noise, bootstrap, rng) for g, noise in zip(groups, noises, strict=True)]
     parts = []
     for g, noise, sample in zip(groups, noises, samples, strict=True):
         for i in np.flatnonzero(g.fitted):
@@ -110,7 +111,7 @@ def fit(
         draws=draws,
         bootstrap=bootstrap,
         interval=_words(noises) if bootstrap else "none",
-        device=device,
+        device="cpu",
         seconds=time.perf_counter() - began,
         span={name: (float(values.min()), float(values.max())) for name, values in spans.items()},
         frames={"points": _points(groups, batch, s, ln_l, labels)},

@@ -68,9 +68,7 @@ class Samples:
         return self.ln_e - self.ln_s
 
 
-def collect(
-    batch: np.ndarray, steps: np.ndarray, ln_l: np.ndarray, members: np.ndarray, name: object, device: str = "cpu"
-) -> Group:
+def collect(batch: np.ndarray, steps: np.ndarray, ln_l: np.ndarray, members: np.ndarray, name: object) -> Group:
     """The group of the rows `members` of a table: batch [n] tokens, steps [n], ln_l [n]."""
     targets = np.unique(ln_l[members])[::-1]
     repeat = pd.DataFrame({"l": ln_l[members], "b": batch[members]}).groupby(["l", "b"]).cumcount()
@@ -83,7 +81,7 @@ def collect(
     distinct = np.array([len(np.unique(batches[row >= 0])) for row in rows])
     rows[distinct < LEAST_BATCHES] = -1
     ln_steps = np.where(rows >= 0, np.log(steps)[rows], np.nan)
-    return Group(name, targets, batches, rows, ln_steps, fit_tradeoffs(batches, ln_steps, device))
+    return Group(name, targets, batches, rows, ln_steps, fit_tradeoffs(batches, ln_steps))
 
 
 def correlation_length(groups: Sequence[Group]) -> float:
@@ -119,7 +117,7 @@ def noise_of(g: Group, length: float) -> Noise:
     return Noise(float(np.nansum(g.residuals**2) / freedom.sum()), float(effective), correlation)
 
 
-def resample(g: Group, noise: Noise, count: int, rng: np.random.Generator, device: str = "cpu") -> Samples:
+def resample(g: Group, noise: Noise, count: int, rng: np.random.Generator) -> Samples:
     """The group's fits and those of `count` replicates, with the noise redrawn around the fitted trade-offs."""
     fits, scale = g.fits, np.ones(count)
     if count and np.isfinite(noise.freedom):
@@ -128,7 +126,7 @@ def resample(g: Group, noise: Noise, count: int, rng: np.random.Generator, devic
         shocks = (vectors * np.sqrt(np.clip(values, 0, None))) @ rng.standard_normal((count, *g.ln_steps.shape))
         again = g.fits.fitted + np.sqrt(noise.variance) * scale[:, None, None] * shocks
         again = np.where(np.isfinite(g.ln_steps), again, np.nan)
-        fits = fit_tradeoffs(g.batches, np.concatenate([g.ln_steps[None], again]).reshape(-1, len(g.batches)), device)
+        fits = fit_tradeoffs(g.batches, np.concatenate([g.ln_steps[None], again]).reshape(-1, len(g.batches)))
 
     def shaped(values: np.ndarray) -> np.ndarray:
         """[1 + count, targets]; the data alone, repeated, for a group without a fit."""

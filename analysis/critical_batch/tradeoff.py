@@ -10,14 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import engine
 from analysis.outcome import Estimate
 from analysis.power_law import line
 from analysis.uncertainty.bootstrap import estimate
 
 LEAST_BATCHES = 3
 OVERHEAD = 0.2  # of steps beyond linear scaling (Zhang et al. 2024)
-STARTS = 6  # B_crit across the batches and a little beyond
+STARTS = 40  # B_crit across the batches and beyond
+_BEYOND = 3.0  # in ln B_crit
+_FAR = 30.0  # in ln B_crit: S_min or E_min is nothing there
+_CLOSE = 1e-10  # in ln B_crit
+_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Tradeoff:
         return v[..., 0, 0] + v[..., 1, 1] - 2 * v[..., 0, 1]
 
 
-def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray, device: str = "cpu") -> Tradeoff:
+def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray) -> Tradeoff:
     """Fit S = S_min + E_min/B on ln S, both positive, for many problems at once.
 
     batches: [n] tokens. ln_steps: [problems, n], nan where a batch did not reach the target. Problems with fewer than
@@ -60,31 +63,72 @@ def fit_tradeoffs(batches: np.ndarray, ln_steps: np.ndarray, device: str = "cpu"
     enough = count >= LEAST_BATCHES
     y = np.where(known, ln_steps, 0.0)
     w = (known & enough[:, None]).astype(float)
-    design = np.zeros((2, len(batches), 2))
-    design[0, :, 0] = design[1, :, 1] = 1
-    offset = np.stack([np.zeros(len(batches)), -ln_batches])
-    guesses = np.linspace(ln_batches.min() - 2, ln_batches.max() + 2, STARTS)  # each with its best S_min
-    rest = y[:, None] - np.log1p(np.exp(guesses[:, None] - ln_batches))
-    ln_s = (w[:, None] * rest).sum(axis=2) / np.maximum(count, 1)[:, None]
-    starts = np.stack([ln_s, ln_s + guesses], axis=2)
-    best = engine.solve(design, y, starts, offset=offset, weights=w, device=device)
-    ln_s, ln_e = np.where(enough, best.parameters.T, np.nan)
-    freedom = np.maximum(count - 2, 1)
-    ln_b = ln_e - ln_s
+    ln_b, converged = _critical(ln_batches, y, w)
+    shape, share, left, _ = _profile(ln_b, ln_batches, y, w)
+    ln_s = (w * (y - shape)).sum(axis=1) / np.maximum(count, 1)
+    gram = np.einsum("pn,pni,pnj->pij", w, *[np.stack([1 - share, share], axis=2)] * 2)
+    inverse = np.full((len(y), 2, 2), np.nan)
+    inverse[enough] = np.linalg.pinv(gram[enough], hermitian=True)
     least = np.where(known, ln_batches, np.inf).min(axis=1)
     greatest = np.where(known, ln_batches, -np.inf).max(axis=1)
-    inverse = np.full((len(y), 2, 2), np.nan)
-    inverse[enough] = np.linalg.pinv(best.gram[enough], hermitian=True)
     return Tradeoff(
-        ln_s,
-        ln_e,
+        np.where(enough, ln_s, np.nan),
+        np.where(enough, ln_s + ln_b, np.nan),
         inverse,
-        np.where(enough, best.objective / freedom, np.nan),
+        np.where(enough, (left**2).sum(axis=1) / np.maximum(count - 2, 1), np.nan),
         count,
-        np.where(enough[:, None], np.logaddexp(best.parameters[:, :1], best.parameters[:, 1:] - ln_batches), np.nan),
+        np.where(enough[:, None], ln_s[:, None] + shape, np.nan),
         enough & (ln_b >= least) & (ln_b <= greatest),
-        enough & best.converged,
+        enough & converged,
     )
+
+
+def _critical(ln_batches: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ln B_crit [problems] of the least squares, and whether it was found.
+
+    With ln S = ln S_min + ln(1 + B_crit/B), the best S_min is in closed form at any B_crit, so each problem is one
+    curve in ln B_crit. Its lowest point on a grid lies between two neighbours, and Newton's method goes on from there,
+    bisecting where it would leave them. A problem that falls for ever ends at `_FAR` beyond the batches.
+    """
+    low, high = ln_batches.min(), ln_batches.max()
+    grid = np.linspace(low - _BEYOND, high + _BEYOND, STARTS)
+    shape = np.logaddexp(0.0, grid[:, None] - ln_batches)
+    weight = np.maximum(w.sum(axis=1), 1.0)[:, None]
+    y = y - (w * y).sum(axis=1, keepdims=True) / weight
+    error = w @ (shape**2).T - 2 * (w * y) @ shape.T - ((w * y).sum(axis=1, keepdims=True) - w @ shape.T) ** 2 / weight
+    start = error.argmin(axis=1)
+    knots = np.concatenate([[low - _FAR], grid, [high + _FAR]])
+    x, below, above = grid[start], knots[start], knots[start + 2]
+    moving = np.asarray(w.any(axis=1))
+    for _ in range(_STEPS):
+        rows = np.flatnonzero(moving)
+        if not len(rows):
+            break
+        _, share, left, bend = _profile(x[rows], ln_batches, y[rows], w[rows])
+        fall = (left * share).sum(axis=1)  # minus half the derivative
+        below[rows], above[rows] = np.where(fall > 0, x[rows], below[rows]), np.where(fall > 0, above[rows], x[rows])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = fall / bend
+        new = x[rows] + step
+        inside = (bend > 0) & (new > below[rows]) & (new < above[rows])
+        new = np.where(inside, new, (below[rows] + above[rows]) / 2)
+        moving[rows] = np.abs(new - x[rows]) > _CLOSE
+        x[rows] = new
+    return x, ~moving
+
+
+def _profile(
+    ln_b: np.ndarray, ln_batches: np.ndarray, y: np.ndarray, w: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """At B_crit of each problem, [problems, n] each: ln(1 + B_crit/B), the share of E_min/B in the steps, the residuals
+    at the best S_min; and half the second derivative of their squares [problems]."""
+    z = ln_b[:, None] - ln_batches
+    shape, share = np.logaddexp(0.0, z), 0.5 * (1 + np.tanh(z / 2))
+    weight = np.maximum(w.sum(axis=1, keepdims=True), 1.0)
+    left = y - shape
+    left = w * (left - (w * left).sum(axis=1, keepdims=True) / weight)
+    centred = w * (share - (w * share).sum(axis=1, keepdims=True) / weight)
+    return shape, share, left, (centred**2).sum(axis=1) - (left * share * (1 - share)).sum(axis=1)
 
 
 def fit_law(ln_loss: np.ndarray, ln_b: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from analysis import critical_batch as cb
 
@@ -47,3 +48,23 @@ def test_overhead_is_that_of_the_fitted_steps() -> None:
     batch = cb.overhead_batch(b_crit, optimal)
     steps, at_optimal = (s_min * (1 + b_crit / b) for b in (batch, optimal))
     assert steps == pytest.approx(1.2 * at_optimal * optimal / batch)
+
+
+def test_many_noisy_problems_are_as_low_as_scipy_finds_them() -> None:
+    rng = np.random.default_rng(0)
+    b_crit = np.exp(rng.uniform(np.log(300), np.log(1e5), 40))
+    y = np.log(150 * (1 + b_crit[:, None] / BATCHES)) + 0.1 * rng.normal(size=(40, 7))
+    y[rng.random(y.shape) < 0.2] = np.nan
+    found = cb.fit_tradeoffs(BATCHES, y)
+    for k in np.flatnonzero(found.batches >= cb.LEAST_BATCHES):
+        seen = np.isfinite(y[k])
+
+        def left(theta: np.ndarray, k: int = k, seen: np.ndarray = seen) -> np.ndarray:
+            return (y[k] - np.logaddexp(theta[0], theta[1] - np.log(BATCHES)))[seen]
+
+        tight = {"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14}
+        best = min(least_squares(left, [4.0, 4.0 + start], **tight).cost for start in (5, 9, 12))
+        squares = found.variance[k] * max(found.batches[k] - 2, 1)
+        assert squares <= 2 * best * (1 + 1e-9)
+        np.testing.assert_allclose((left(np.array([found.ln_s[k], found.ln_e[k]])) ** 2).sum(), squares)
+    assert found.converged[found.batches >= cb.LEAST_BATCHES].all()
