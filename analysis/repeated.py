@@ -130,14 +130,17 @@ def fit(
     data = tuple(np.log(v) for v in columns.values())
     columns["passes"] = columns["tokens"] / columns["unique_tokens"]
     warnings = Warnings()
-    form = _choose(columns, y, w, base, kind, delta, warnings)
+    form = _choose(columns, y, w, base, warnings)
     curve = form.curve()
 
-    def solve(weights: np.ndarray, starts: np.ndarray) -> engine.Fit:
+    def solve(weights: np.ndarray, starts: np.ndarray, kind: engine.Loss = kind) -> engine.Fit:
         return engine.solve_curve(
             curve, data, np.log(y), starts, weights=weights, loss=kind, delta=delta, device=device
         )
 
+    # The kinks of the robust losses make the way from afar long; squared residuals find the valleys.
+    first = solve(w[None], form.starts(), "squared")
+    starts = resample.distinct(first.optima[0], first.optima_objective[0])
     task = resample.Task(
         law=LAW,
         columns=columns,
@@ -145,7 +148,7 @@ def fit(
         weights=w,
         run=labels,
         solve=solve,
-        starts=form.starts(),
+        starts=starts,
         constants=form.constants,
         ln_fitted=lambda theta: np.log(predict(_law(form.full(theta)), *(np.exp(x) for x in data))),
         least={"passes": 2} if base is not None else {"passes": 2, "params": parametric.LEAST_SIZES},
@@ -167,8 +170,6 @@ def _choose(
     loss: np.ndarray,
     weights: np.ndarray,
     base: pub.Parametric | None,
-    kind: engine.Loss,
-    delta: float,
     warnings: Warnings,
 ) -> _Form:
     """What the table determines, with a first guess of the rest. Raises InputError where that is not R_D."""
@@ -187,10 +188,9 @@ def _choose(
                 f"{LAW}: {once.sum()} rows of {sizes} sizes at a single pass do not determine A, B, E, alpha and beta; "
                 f"give at least {parametric.LEAST_POINTS} of {parametric.LEAST_SIZES} sizes, or these constants"
             )
-        guess = parametric.fit_parametric(
-            params[once], columns["tokens"][once], loss[once], weights=weights[once], kind=kind, delta=delta,
-            from_starts=parametric.starts()[:: _BASE_STARTS],
-        )  # fmt: skip
+        begin = parametric.starts()[::_BASE_STARTS]
+        n, d = params[once], columns["tokens"][once]
+        guess = parametric.fit_parametric(n, d, loss[once], weights=weights[once], from_starts=begin, kind="squared")
         theta = guess.parameters[0]
     else:
         theta = np.array([np.log(base.A), base.alpha, np.log(base.B), base.beta, np.log(base.E)])

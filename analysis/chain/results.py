@@ -13,12 +13,19 @@ import numpy as np
 import pandas as pd
 
 from analysis.chain.adjusted import Adjusted
-from analysis.outcome import Estimate, Warnings, plain, thin
+from analysis.outcome import Estimate, Outcome, Warnings, plain, thin
 from analysis.power_law import PowerLaw
 from analysis.uncertainty.diagnostics import Diagnosis
 
 Draws = dict[str, np.ndarray]
 Span = dict[str, tuple[float, float]]
+
+DERIVED = "kaplan-derived"
+
+
+def exponent_name(quantity: str) -> str:
+    """Of an exponent against compute: Hoffmann's a for N and b for D."""
+    return {"N": "a", "D": "b"}.get(quantity, f"{quantity}_exponent")
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,7 @@ class Frontier:
         for kind, fits in self.fits.items():
             names: dict[str, Estimate] = {}
             for quantity, law in fits.items():
-                exponent = {"N": "a", "D": "b"}.get(quantity, f"{quantity}_exponent")
-                names |= {exponent: law.exponent, f"{quantity}_coefficient": law.coefficient}
+                names |= {exponent_name(quantity): law.exponent, f"{quantity}_coefficient": law.coefficient}
             if kind in self.curvature:
                 names["curvature"] = self.curvature[kind]
             optima = self.optima[self.optima["kind"] == kind].drop(columns="kind")
@@ -185,13 +191,39 @@ class Surface:
         }
 
 
+def no_exponents() -> pd.DataFrame:
+    """The empty table of exponents."""
+    ends = ("", "_low", "_high")
+    names = ["quantity", *(f"{one}{end}" for one in ("measured", "derived") for end in ends), "apart"]
+    return pd.DataFrame(columns=names)
+
+
+@dataclass(frozen=True)
+class KaplanLaws:
+    """laws: "kaplan-n", "kaplan-c" (raw), "kaplan-c-min" (adjusted) and "kaplan-derived", and where the table allows
+    "kaplan-d", "kaplan-nd" and "repeated". exponents: one row a quantity, its exponent against C_min as measured on the
+    frontier and as derived from the surface and the law of B_crit (`measured`, `derived`, each with `_low` and
+    `_high`), and whether the intervals lie `apart`."""
+
+    laws: dict[str, Outcome] = field(default_factory=dict)
+    exponents: pd.DataFrame = field(default_factory=no_exponents)
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """One item a law; the table of exponents under that of "kaplan-derived"."""
+        out = {name: law.to_json() for name, law in self.laws.items()}
+        if DERIVED in out:
+            out[DERIVED]["exponents"] = self.exponents.to_dict("records")
+        return out
+
+
 @dataclass(frozen=True)
 class Laws:
     """All laws of one table. A section is None where the table cannot support it; `warnings` says why.
 
     runs: size and compute at the end of every run that was used. adjusted: every logged point of the undecayed runs
     with B_crit at its loss, S_min, E_min and C_min. slices, slice_lines: loss against N at fixed compute and at fixed
-    steps, read and fitted (Kaplan fig. 11). diagnostics: of laws, and of the frontier by kind.
+    steps, read and fitted (Kaplan fig. 11). diagnostics: of laws, and of the frontier by kind. kaplan: the laws of the
+    loss, and what the surface implies.
     """
 
     meta: dict[str, Any]
@@ -207,6 +239,7 @@ class Laws:
     warnings: Warnings = field(default_factory=Warnings)
     level: float = 0.9
     diagnostics: dict[str, Diagnosis] = field(default_factory=dict)
+    kaplan: KaplanLaws = field(default_factory=KaplanLaws)
 
     def to_json(self) -> dict[str, Any]:
         """The content of fits.json; numbers that are not finite become None."""
@@ -218,11 +251,11 @@ class Laws:
             "kaplan-ns": self.surface,
         }
         common = {"level": self.level, "convention": self.meta.get("convention")}
+        found = {name: section.to_json() for name, section in sections.items() if section is not None}
         laws = {}
-        for name, section in sections.items():
-            if section is not None:
-                own = [w for w in self.warnings if w["law"] == name]
-                laws[name] = {"law": name, **section.to_json(), **common, "warnings": own}
+        for name, content in {**found, **self.kaplan.to_json()}.items():
+            own = [w for w in self.warnings if w["law"] == name]
+            laws[name] = {"law": name, **content, **common, "warnings": own}
         for name, diagnosis in self.diagnostics.items():
             (laws[name] if name in laws else laws["frontier"]["kinds"][name])["diagnostics"] = diagnosis.to_json()
         return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})

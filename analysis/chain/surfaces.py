@@ -40,7 +40,7 @@ def derive_parametric(
     points = _points(runs, where)
     points["loss"], points["fitted"] = loss[0], fitted
     points["residual"] = np.log(loss[0] / fitted)
-    _warn_misfit("parametric", points["residual"].to_numpy(), sigma, warnings)
+    warn_misfit("parametric", points["residual"].to_numpy(), sigma, warnings)
     a, g = constants["a"], constants["G"]
     flops = np.exp(np.linspace(np.log(6 * params * tokens).min(), np.log(6 * params * tokens).max(), 30))
     with np.errstate(all="ignore"):
@@ -96,7 +96,7 @@ def derive_surface(
     points["loss"] = loss[0]
     n, alpha_n, s, alpha_s = theta[0]
     points["fitted"] = np.exp(n - alpha_n * np.log(params)) + np.exp(s - alpha_s * ln_steps_min[0])
-    _warn_misfit("kaplan-ns", np.log(loss[0] / points["fitted"].to_numpy()), sigma, warnings)
+    warn_misfit("kaplan-ns", np.log(loss[0] / points["fitted"].to_numpy()), sigma, warnings)
     constants = kaplan.constants(theta)
     with np.errstate(all="ignore"):
         constants["alpha_C_min"] = 1 / (1 / theta[:, 3] - law[:, 1] + 1 / theta[:, 1])
@@ -153,7 +153,7 @@ def lines_of_slices(
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["axis", "at", "params", "loss"])
 
 
-def _warn_misfit(law: str, residual: np.ndarray, sigma: float, warnings: Warnings) -> None:
+def warn_misfit(law: str, residual: np.ndarray, sigma: float, warnings: Warnings) -> None:
     """The intervals hold noise, not the error of a form that does not fit."""
     rms = float(np.sqrt(np.mean(residual**2)))
     if rms > _MISFIT * sigma:

@@ -46,6 +46,7 @@ class Run:
     ln_tokens: np.ndarray
     ln_loss: np.ndarray
     warmup: float  # tokens
+    unique_tokens: float  # of its data, nan where not recorded
     curve: Curve
 
     @property
@@ -95,7 +96,8 @@ def extract(table: Table) -> list[Run]:
     for run in runs:
         # Decayed runs of different lengths are different points of one law; undecayed ones are one curve.
         length = run.final_tokens if run.decayed else 0.0
-        key = (run.group, run.recipe, run.batch, run.setting, run.seed, length)
+        data = "" if math.isnan(run.unique_tokens) else run.unique_tokens
+        key = (run.group, run.recipe, run.batch, run.setting, run.seed, data, length)
         if key not in kept or run.final_tokens > kept[key].final_tokens:
             kept[key] = run
     return list(kept.values())
@@ -200,6 +202,7 @@ def _run(
         ln_tokens=ln_tokens,
         ln_loss=ln_loss,
         warmup=warmup,
+        unique_tokens=_number(row["unique_tokens"], math.nan),
         curve=curve,
     )
 

@@ -21,6 +21,7 @@ from sweep.schema import InputError
 
 FEW_RUNS = 10  # below, resampled runs are too alike, and the intervals too narrow
 _OPTIMA = 3  # distinct best optima from which every replicate starts
+_RIVAL = 0.5  # of the best objective: optima farther above it stay worse in replicates
 _STEP = 1e-6  # of the numerical derivatives of the constants, relative
 
 
@@ -158,10 +159,12 @@ def run_counts(
 
 
 def distinct(optima: np.ndarray, objective: np.ndarray, number: int = _OPTIMA) -> np.ndarray:
-    """The best few [k, p] of the optima [s, p], sorted by their objective [s], that differ in it."""
+    """The best few [k, p] of the optima [s, p], sorted by their objective [s], that differ in it and may become the
+    best of resampled runs."""
     kept = [0]
     for k in range(1, len(optima)):
-        if len(kept) < number and objective[k] - objective[kept[-1]] > 1e-6 * objective[0]:
+        rival = objective[k] <= (1 + _RIVAL) * objective[0]
+        if rival and len(kept) < number and objective[k] - objective[kept[-1]] > 1e-6 * objective[0]:
             kept.append(k)
     return optima[kept]
 
