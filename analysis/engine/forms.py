@@ -146,7 +146,7 @@ class Curve:
     def __init__(self, curve: Callable[..., torch.Tensor], data: Sequence[np.ndarray], p: int, device: str) -> None:
         """data: each [n] shared by all problems, or [P, n]."""
         self.curve, self.data = curve, [tensor(np.atleast_2d(d), device) for d in data]
-        self.numbers = 2 * p * p * self.data[0].shape[-1]
+        self.numbers = p * self.data[0].shape[-1]
 
     def bind(self, problem: torch.Tensor) -> Bound:
         """Gathers the data of these problems."""
