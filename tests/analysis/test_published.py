@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -160,3 +161,73 @@ def test_stars_stand_where_the_paper_has_them() -> None:
     assert chinchilla.params / float(pub.APPROACH_3.params_opt(chinchilla.flops)) == pytest.approx(1.7, abs=0.05)
     for name in ("Gopher", "GPT-3", "MT-NLG"):
         assert float(pub.APPROACH_1(stars[name].flops)) < stars[name].params < float(pub.KAPLAN_LINE(stars[name].flops))
+
+
+def test_every_law_says_where_it_is_from() -> None:
+    laws = [v for v in vars(pub).values() if dataclasses.is_dataclass(v) and hasattr(v, "source")]
+    assert len(laws) > 30
+    assert all(law.source for law in laws)
+    assert all(isinstance(text, str) and len(text) > 20 for text in pub.NOTES.values())
+
+
+def test_section_6_contradicts_table_6_as_noted() -> None:
+    """The tokens of 1 PF-day at the optimum: 2 C_min/(6 N)."""
+    tokens = 2 * 8.64e19 / (6 * float(pub.N_OPT(1.0)))
+    assert tokens == pytest.approx(2.2e10, rel=0.01)
+    assert float(pub.D_OPT(1.0)) == pytest.approx(tokens, rel=0.1)
+    assert float(pub.D_OPT_SECTION_6(1.0)) == pytest.approx(4e10)
+    assert pub.ALPHA_C_MIN_SECTION_6 / 0.076 == pytest.approx(pub.N_OPT_EXPONENT_SECTION_6, abs=0.005)
+
+
+def test_besiroglus_fits() -> None:
+    """a = 0.513 as printed, 0.514 at the Huber minimum, 0.565 with the outliers; values inside their intervals."""
+    assert pub.REFIT.a == pytest.approx(0.513, abs=5e-4)
+    assert pub.REFIT_HUBER.a == pytest.approx(0.5139, abs=5e-5)
+    assert pub.REFIT_ALL_POINTS.a == pytest.approx(0.5646, abs=5e-5)
+    for name, interval in pub.REFIT_95.items():
+        assert interval.value == getattr(pub.REFIT, name)
+        assert interval.low < interval.value < interval.high
+    size = float(pub.REFIT.params_opt(pub.GOPHER_FLOPS))
+    assert size == pytest.approx(72.5e9, rel=0.02)
+    assert float(pub.REFIT.tokens_opt(pub.GOPHER_FLOPS)) / size == pytest.approx(18, abs=0.5)
+
+
+def test_approach_1_lies_outside_its_own_interval_as_noted() -> None:
+    b = pub.EXPONENTS[1].b
+    assert not b.low <= b.value <= b.high
+    for approach in (1, 2):
+        a = pub.EXPONENTS[approach].a
+        assert a.low <= a.value <= a.high
+    assert pub.APPROACH_3.a == pytest.approx(pub.EXPONENTS[3].a.value, abs=0.005)
+
+
+def test_porians_steps_lead_from_kaplan_to_hoffmann() -> None:
+    a = [step.refinedweb.value for step in pub.STEPS[:5]]
+    assert a == sorted(a, reverse=True)
+    assert (a[0], a[-1]) == (0.835, 0.497)
+    for step in pub.STEPS:
+        assert step.refinedweb.low < step.refinedweb.value < step.refinedweb.high
+    assert float(pub.PORIAN_BATCH(1.08e8)) == pytest.approx(160)
+    assert float(pub.PORIAN_RATE(1.08e8)) == pytest.approx(0.0047)
+    assert float(pub.PORIAN_BATCH_FIT(1.08e8)) == pytest.approx(160, rel=0.05)
+    assert float(pub.PORIAN_RATE_FIT(1.08e8)) == pytest.approx(0.0047, rel=0.05)
+
+
+def test_zhangs_three_formulas_agree_at_151_million() -> None:
+    """Sequences of 512 tokens; N and D in millions, 20 tokens a parameter and 3.072B tokens."""
+    sizes = pub.ZHANG_CHINCHILLA(151), pub.ZHANG_FIXED_TOKENS(151), pub.ZHANG_FIXED_SIZE(3072)
+    assert [float(s) for s in sizes] == pytest.approx([985, 961, 997], abs=1.5)
+
+
+def test_rules_for_a_budget() -> None:
+    assert pub.DEEPSEEK_M_OPT.exponent + pub.DEEPSEEK_D_OPT.exponent == pytest.approx(1)
+    # C = M D at the optimum.
+    assert float(pub.DEEPSEEK_M_OPT(1e20) * pub.DEEPSEEK_D_OPT(1e20)) == pytest.approx(1e20, rel=0.01)
+    assert float(pub.step_law_rate(1e9, 2e10)) == pytest.approx(1.79 * 1e9**-0.713 * 2e10**0.307)
+    assert float(pub.MINICPM_BATCH(2.5)) == pytest.approx(1.21e9 / 2.5**6.24)
+
+
+def test_repeated_law_rounds_to_what_is_printed() -> None:
+    law, rounded = pub.REPEATED.base, pub.REPEATED_ROUNDED.base
+    for name in ("A", "B", "E", "alpha", "beta"):
+        assert getattr(law, name) == pytest.approx(getattr(rounded, name), rel=0.01), name

@@ -52,6 +52,13 @@ def test_planted_law_comes_back_all_at_once() -> None:
     np.testing.assert_allclose(repeated.predict(law, N, D, U), L, rtol=1e-9)
 
 
+def test_units_move_only_their_constant() -> None:
+    one = {name: e.value for name, e in repeated.fit(N, D, U, L).estimates.items()}
+    found = {name: e.value for name, e in repeated.fit(N * 1e-3, D * 1e-6, U * 1e-6, L).estimates.items()}
+    moved = {"A": one["A"] * 1e-3 ** one["alpha"], "B": one["B"] * 1e-6 ** one["beta"]}
+    assert found == pytest.approx(one | moved, rel=1e-4)
+
+
 def test_repeats_alone_with_the_base_given() -> None:
     """The paper's way; the single passes are not needed."""
     many = PASSES > 1
