@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.outcome import Warnings
+from analysis.tables.runs import UNDECAYED
 
 FEW_SIZES = 8
 USUAL_SIZES = "published sweeps have 16 (Porian et al. 2024) to 50 (Hoffmann et al. 2022)"
@@ -29,8 +30,8 @@ OF_COMPUTE = ("isoflop", "frontier", "kaplan-c")
 def warn_points(frame: pd.DataFrame, law: str, warnings: Warnings) -> None:
     """What `law` cannot say from these points, and which of them may mislead it.
 
-    frame: one row a point, columns params, tokens, flops, loss, unique_tokens and residual (ln(loss) - ln(fitted)) as
-    far as they are known: the table before the fit, or an outcome's "points" after it.
+    frame: one row a point, columns params, tokens, flops, loss, unique_tokens, schedule and residual (ln(loss) -
+    ln(fitted)) as far as they are known: the table before the fit, or an outcome's "points" after it.
     """
     if "params" in frame and law in OF_SIZE:
         warn_size_range(frame["params"].to_numpy(dtype=float), law, warnings)
@@ -38,6 +39,13 @@ def warn_points(frame: pd.DataFrame, law: str, warnings: Warnings) -> None:
         warn_pairs(frame, law, warnings)
     if "flops" in frame and law in OF_COMPUTE:
         warn_compute_range(frame["flops"].to_numpy(dtype=float), law, warnings)
+    if "schedule" in frame:
+        decayed = int((~frame["schedule"].isin(UNDECAYED)).sum())
+        if 0 < decayed < len(frame):
+            warnings.add(
+                law, "mixed_schedules", f"{decayed} points are of decayed runs and {len(frame) - decayed} of undecayed "
+                "ones, whose losses are higher at the same tokens; fit them apart (--where, --by)"
+            )  # fmt: skip
     if {"tokens", "unique_tokens"} <= set(frame.columns) and law != "repeated":
         warn_epochs((frame["tokens"] / frame["unique_tokens"]).to_numpy(dtype=float), "points", law, warnings)
 

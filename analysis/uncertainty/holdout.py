@@ -23,6 +23,7 @@ from analysis.outcome import LEVEL, Outcome, plain
 from sweep.schema import PF_DAY, InputError
 
 LEAST_HELD = 2
+KEPT_POINTS = 500
 Columns = Mapping[str, np.ndarray]
 Fit = Callable[[np.ndarray], Outcome]
 
@@ -77,10 +78,11 @@ class HoldOut:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, every point among it."""
+        """Plain data, with at most `KEPT_POINTS` of the points, evenly spread."""
         summary = {"rms": self.rms, "median": self.median, "max": self.largest, "mean": self.mean}
         head = {"quantity": self.quantity, "above": self.above, "fitted": self.fitted, "held": self.held}
-        return plain({**head, "reach": self.reach, "errors": summary, "points": self.points.to_dict("records")})
+        points = self.points.iloc[:: max(1, -(-len(self.points) // KEPT_POINTS))]
+        return plain({**head, "reach": self.reach, "errors": summary, "points": points.to_dict("records")})
 
 
 def hold_out(fit: Fit, columns: Columns, above: float, *, whole: Outcome | None = None) -> HoldOut:

@@ -114,10 +114,10 @@ def residuals(
 
 
 def residuals_of(outcome: Outcome, *, run: np.ndarray | None = None, sigma: float | None = None) -> Residuals | None:
-    """Of a fit's own points; None where the fit keeps no residuals. run: labels of its points, which it may have
-    itself."""
+    """Of a fit's own points; None where the fit keeps no residuals or is one of optima, not of losses. run: labels of
+    its points, which it may have itself."""
     points = outcome.frames.get("points")
-    if points is None or "residual" not in points or not len(points):
+    if points is None or "residual" not in points or not len(points) or "optima" in outcome.frames:
         return None
     quantities = {name: points[name].to_numpy(dtype=float) for name in SYMBOLS if name in points}
     if "flops" not in quantities and {"params", "tokens"} <= set(quantities):

@@ -58,6 +58,12 @@ def test_data_that_are_repeated() -> None:
     assert codes(frame, "repeated") == set()
 
 
+def test_decayed_and_undecayed_runs_together() -> None:
+    schedule = np.where(N > 5e8, "cosine", "constant")
+    assert codes(table(schedule=schedule), "kaplan-d") == {"mixed_schedules"}
+    assert codes(table(schedule=np.full(len(N), "cosine")), "kaplan-d") == set()
+
+
 def test_undertrained_points_far_above_the_law() -> None:
     residual = 0.005 * np.random.default_rng(1).standard_normal(len(N) + 2)
     residual[-2:] = 0.2, 0.1

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import kaplan, kaplan_loss, parametric, power_law, repeated
+from analysis import isoflop, kaplan, kaplan_loss, parametric, power_law, repeated
 from analysis.outcome import Estimate, Outcome
 from analysis.uncertainty.holdout import HoldOut, hold_out, predicted
 from sweep.schema import InputError
@@ -101,6 +101,21 @@ def test_optima_above_are_compared_with_the_line_below() -> None:
     assert (found.points["flops"] >= 1.5e19).all()
     assert (found.points["low"] < found.points["predicted"]).all()
     assert (found.points["high"] < found.points["measured"]).all()
+
+
+def test_isoflop_minima_of_the_upper_budgets_are_predicted() -> None:
+    budgets = np.repeat(np.geomspace(1e18, 3e20, 6), 7)
+    best = 0.1 * budgets**0.5
+    params = best * np.tile(np.geomspace(0.3, 3, 7), 6)
+    loss = 30 * budgets**-0.05 * np.exp(0.03 * np.log(params / best) ** 2)
+
+    def fit(rows: np.ndarray) -> Outcome:
+        return isoflop.fit(params[rows], loss[rows], budgets[rows])
+
+    found = hold_out(fit, {"params": params, "flops": budgets, "loss": loss}, 5e19)
+    assert (found.law, found.quantity, found.fitted, found.held) == ("isoflop", "params", 28, 14)
+    np.testing.assert_allclose(found.points["flops"], budgets[[28, 35]])
+    np.testing.assert_allclose(found.points["error"], 0, atol=0.02)
 
 
 @pytest.mark.parametrize(
