@@ -20,12 +20,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.minima import Optima
+from analysis.minima import Optima, lowest_size
 from analysis.power_law import line
 from analysis.tables.sizes import LEAST_SIZES, Size
 from sweep.schema import InputError
 
 GRID_PER_DECADE = 12
+VALUES = 1500  # of compute, log-spaced, at which the envelope itself is read (Hoffmann et al. 2022, section 3.1)
 FACTOR = 3.0  # in N around the best size: what the surface and the parabolas at each compute take in
 _ROUNDS = 8  # of fitting the surface around its own minimum
 
@@ -130,3 +131,21 @@ def quantities(
 def fit_lines(ln_c: np.ndarray, logs: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     """(intercept, exponent) of each quantity against ln C."""
     return {name: line(ln_c, values) for name, values in logs.items()}
+
+
+def dense(grid: np.ndarray) -> np.ndarray:
+    """`VALUES` log-spaced ones over the range of a grid of ln C."""
+    return np.linspace(grid[0], grid[-1], VALUES)
+
+
+def envelope_lines(
+    ln_n: np.ndarray, ln_k: np.ndarray, ln_c: np.ndarray, values: np.ndarray, *, least: bool = False
+) -> dict[str, float]:
+    """a, b, N_coefficient and D_coefficient of lines through the best size itself at each compute value, where it is
+    no bound: approach 1 as Hoffmann et al. 2022 have it. values: ln L [sizes, g]. least: ln C is ln C_min, and D = 2
+    C_min/k the tokens of a run at the critical batch. nan for fewer than two values of one size each."""
+    index, interior = lowest_size(values)
+    n = np.where(interior, ln_n[index], np.nan)
+    d = ln_c - ln_k[index] + (math.log(2) if least else 0.0)
+    (n0, a), (d0, b) = line(ln_c, n), line(ln_c, np.where(interior, d, np.nan))
+    return {"a": a, "b": b, "N_coefficient": math.exp(n0), "D_coefficient": math.exp(d0)}

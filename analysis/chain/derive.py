@@ -22,7 +22,8 @@ from analysis import isoflop, parametric
 from analysis.chain.adjusted import Adjusted
 from analysis.chain.checks import warn_coverage, warn_laws, warn_sizes, warn_table
 from analysis.chain.critical import derive_critical
-from analysis.chain.frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
+from analysis.chain.frontier import derive_frontier
+from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
 from analysis.chain.results import Critical, Isoflop, Laws, Surface
 from analysis.chain.surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
 from analysis.critical_batch import tuning_scatter

@@ -1,26 +1,26 @@
-"""From simulated sweeps to the frontier and isoflop sections: frames, fits and their intervals."""
+"""From simulated sweeps to the frontier section: frames, fits and their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from analysis import envelope as env
-from analysis import isoflop as iso
-from analysis.chain.results import Frontier, Isoflop
+from analysis.chain.results import Draws, Frontier, Span
 from analysis.minima import Optima, find_optima, per_token_at
-from analysis.outcome import Warnings
+from analysis.outcome import Estimate, Warnings
 from analysis.power_law import PowerLaw
 from analysis.tables.runs import Run
 from analysis.tables.sizes import LEAST_SIZES, Size, size_curves
-from analysis.uncertainty import pivot
 from analysis.uncertainty.bootstrap import Samples, band, estimate
 from sweep.schema import InputError
 
 EVERYWHERE = (1e-300, 1e300)  # losses
 QUANTITIES = ("N", "D", "S", "B", "L")
+ESTIMATES = {"N exponent": "a", "D exponent": "b"}  # the others are called as they are
 Curves = list[list[np.ndarray]]
 
 
@@ -46,20 +46,42 @@ def derive_frontier(
             f"give at least {LEAST_SIZES}"
         )
     losses, index = read_sizes(samples, sizes)
-    parts = {"raw": _derive_kind("raw", samples.runs, sizes, losses, index, batch, None, EVERYWHERE, warnings)}
+    kinds = {"raw": _derive_kind("raw", samples.runs, sizes, losses, index, batch, None, EVERYWHERE, warnings)}
     if law is not None and not sizes[0].decayed:
-        part = _derive_kind("adjusted", samples.runs, sizes, losses, index, batch, law, measured, warnings)
-        parts["adjusted"] = part
-    fits = {kind: part[2] for kind, part in parts.items() if part[2]}
-    lines = [part[3] for part in parts.values()]
+        own = _derive_kind("adjusted", samples.runs, sizes, losses, index, batch, law, measured, warnings)
+        kinds["adjusted"] = own
+    fitted = {name: kind for name, kind in kinds.items() if kind.fits}
+    lines = [kind.lines for kind in kinds.values()]
     return Frontier(
         batch_tokens=None if batch is None else int(batch),
-        optima=pd.concat([part[0] for part in parts.values()], ignore_index=True),
-        curves=pd.concat([part[1] for part in parts.values()], ignore_index=True),
-        fits=fits,
+        optima=pd.concat([kind.optima for kind in kinds.values()], ignore_index=True),
+        curves=pd.concat([kind.curves for kind in kinds.values()], ignore_index=True),
+        fits={name: kind.fits for name, kind in fitted.items()},
         lines=pd.concat(lines, ignore_index=True),
-        shares=_shares(fits, lines[-1]) if "adjusted" in fits else _no_shares(),
+        shares=_shares(fitted["adjusted"].fits, lines[-1]) if "adjusted" in fitted else _no_shares(),
+        curvature={name: kind.estimates["curvature"] for name, kind in fitted.items()},
+        draws={name: kind.draws for name, kind in fitted.items() if kind.draws},
+        span={name: kind.span for name, kind in fitted.items()},
+        envelope={name: kind.envelope for name, kind in fitted.items()},
     )
+
+
+def _no_lines() -> pd.DataFrame:
+    return pd.DataFrame(columns=["kind", "quantity", "flops", "value", "low", "high"])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is found against C or C_min; all but optima and curves is empty where nothing could be fitted."""
+
+    optima: pd.DataFrame
+    curves: pd.DataFrame
+    fits: dict[str, PowerLaw] = field(default_factory=dict)
+    lines: pd.DataFrame = field(default_factory=_no_lines)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    draws: Draws = field(default_factory=dict)
+    span: Span = field(default_factory=dict)
+    envelope: dict[str, Estimate] = field(default_factory=dict)
 
 
 def _derive_kind(
@@ -72,9 +94,8 @@ def _derive_kind(
     law: np.ndarray | None,
     measured: tuple[float, float],
     warnings: Warnings,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, PowerLaw], pd.DataFrame]:
-    """Optima, curves, fits and lines of one kind."""
-    ln_n, ln_k = np.log([(size.params, size.flops_per_token) for size in sizes]).T
+) -> _Kind:
+    ln_n, ln_k = _shapes(sizes)
     laws = [None] * len(losses) if law is None else [(float(k), float(s)) for k, s in law]
     lowest, highest = np.log(measured)
     curves = [
@@ -84,8 +105,9 @@ def _derive_kind(
     grid = env.compute_grid(curves[0], lowest)
     values = [env.read_curves(row, grid) for row in curves]
     optima = [find_optima(ln_n, v, env.FACTOR) for v in values]
+    best = optima[0]
     frame = _optima_frame(kind, runs, sizes, index, curves[0], grid, values[0], optima, laws[0], batch)
-    curve_frame = pd.concat(
+    shown = pd.concat(
         [
             pd.DataFrame({"kind": kind, "params": s.params, "group": s.group, "flops": np.exp(x), "loss": np.exp(y)})[
                 np.isfinite(x) & np.isfinite(y)
@@ -94,33 +116,81 @@ def _derive_kind(
         ],
         ignore_index=True,
     )
-    at = grid[optima[0].interior]
-    no_line = pd.DataFrame(columns=["kind", "quantity", "flops", "value", "low", "high"])
-    surfaces = [env.fit_surface(ln_n, grid, v, o) for v, o in zip(values, optima, strict=True)]
+    surfaces = np.array([env.fit_surface(ln_n, grid, v, o) for v, o in zip(values, optima, strict=True)])
+    at = grid[best.interior]
+    _warn_edges(kind, len(at), len(grid), bool(np.isfinite(surfaces[0]).all()), warnings)
     if not np.isfinite(surfaces[0]).all():
+        return _Kind(frame, shown)
+    lines = _fit_lines(surfaces, ln_n, ln_k, grid, at, laws, batch)
+    found = {"curvature": surfaces[:, 5]} | {
+        f"{name} {part}": np.exp(k[:, 0]) if part == "coefficient" else k[:, 1]
+        for name, k in lines.items()
+        for part in ("exponent", "coefficient")
+    }
+    estimates = {name: estimate(v) for name, v in found.items()}
+    draws = {ESTIMATES.get(name, name.replace(" ", "_")): v[1:] for name, v in found.items() if len(v) > 1}
+    least = np.exp(values[0][best.index, np.arange(len(grid))][best.interior])
+    return _Kind(
+        optima=frame,
+        curves=shown,
+        fits={name: PowerLaw(estimates[f"{name} coefficient"], estimates[f"{name} exponent"]) for name in lines},
+        lines=pd.concat([_line_frame(kind, name, k, at) for name, k in lines.items()], ignore_index=True),
+        estimates=estimates,
+        draws=draws,
+        span=span_of(pd.DataFrame({"flops": np.exp(at), "loss": least}))
+        | {"params": (float(np.exp(ln_n[0])), float(np.exp(ln_n[-1])))},
+        envelope=_fit_envelope(curves, ln_n, ln_k, grid, law is not None),
+    )
+
+
+def _shapes(sizes: Sequence[Size]) -> tuple[np.ndarray, np.ndarray]:
+    """ln N and the logarithm of the FLOPs per token."""
+    ln_n, ln_k = np.log([(size.params, size.flops_per_token) for size in sizes]).T
+    return ln_n, ln_k
+
+
+def _warn_edges(kind: str, interior: int, number: int, fitted: bool, warnings: Warnings) -> None:
+    if not fitted:
         warnings.add(
-            "frontier", "optimum_at_edge", f"{kind}: the best size is the smallest or largest at all but {len(at)} "
+            "frontier", "optimum_at_edge", f"{kind}: the best size is the smallest or largest at all but {interior} "
             "compute values, which are bounds; N(C) is not fitted. Add sizes on that side"
         )  # fmt: skip
-        return frame, curve_frame, {}, no_line
-    if len(at) < len(grid):
+    elif interior < number:
         warnings.add(
-            "frontier", "optimum_at_edge", f"{kind}: at {len(grid) - len(at)} of {len(grid)} compute values the best "
+            "frontier", "optimum_at_edge", f"{kind}: at {number - interior} of {number} compute values the best "
             "size is the smallest or largest; these are bounds and left out of the fits"
         )  # fmt: skip
-    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
+
+
+def _fit_lines(
+    surfaces: np.ndarray,
+    ln_n: np.ndarray,
+    ln_k: np.ndarray,
+    grid: np.ndarray,
+    at: np.ndarray,
+    laws: Sequence[tuple[float, float] | None],
+    batch: float | None,
+) -> dict[str, np.ndarray]:
+    """Intercept and exponent [samples, 2] of each of `QUANTITIES` that the runs themselves determine."""
+    rows = []
     for k, own in zip(surfaces, laws, strict=True):
         best_n, best_l = env.surface_optimum(k, ln_n, grid, at)
-        fitted = env.fit_lines(at, env.quantities(at, best_n, per_token_at(ln_n, ln_k, best_n), best_l, batch, own))
-        for name in QUANTITIES:
-            lines[name].append(fitted[name])
-    coefficients = {name: np.array(rows) for name, rows in lines.items()}
-    fits, frames = {}, []
-    for name, k in coefficients.items():
-        if np.isfinite(k[0]).all():
-            fits[name] = PowerLaw(estimate(np.exp(k[:, 0])), estimate(k[:, 1]))
-            frames.append(_line_frame(kind, name, k, at))
-    return frame, curve_frame, fits, pd.concat(frames, ignore_index=True)
+        rows.append(env.fit_lines(at, env.quantities(at, best_n, per_token_at(ln_n, ln_k, best_n), best_l, batch, own)))
+    lines = {name: np.array([row[name] for row in rows]) for name in QUANTITIES}
+    return {name: k for name, k in lines.items() if np.isfinite(k[0]).all()}
+
+
+def _fit_envelope(
+    curves: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
+    ln_n: np.ndarray,
+    ln_k: np.ndarray,
+    grid: np.ndarray,
+    least: bool,
+) -> dict[str, Estimate]:
+    """The lines straight through the best of the sizes (`env.envelope_lines`), for comparison."""
+    at = env.dense(grid)
+    rows = [env.envelope_lines(ln_n, ln_k, at, env.read_curves(row, at), least=least) for row in curves]
+    return {name: estimate(np.array([row[name] for row in rows])) for name in rows[0]}
 
 
 def _line_frame(kind: str, name: str, k: np.ndarray, at: np.ndarray) -> pd.DataFrame:
@@ -146,7 +216,7 @@ def _optima_frame(
 ) -> pd.DataFrame:
     best = optima[0]
     sizes_at = np.array([size.params for size in sizes])[best.index]
-    ln_sizes, ln_k = np.log([(size.params, size.flops_per_token) for size in sizes]).T
+    ln_sizes, ln_k = _shapes(sizes)
     envelope = values[best.index, np.arange(len(grid))]
     ln_n = np.where(best.used, best.ln_n, np.log(sizes_at))
     ln_l = np.where(best.used, best.value, envelope)
@@ -168,119 +238,17 @@ def _no_shares() -> pd.DataFrame:
     return pd.DataFrame(columns=["quantity", "exponent", "low", "high", "factor", "flops_low", "flops_high"])
 
 
-def _shares(fits: dict[str, dict[str, PowerLaw]], lines: pd.DataFrame) -> pd.DataFrame:
+def _shares(fits: dict[str, PowerLaw], lines: pd.DataFrame) -> pd.DataFrame:
     """C_min = k B_crit S_min, so the exponents of N, B and S sum to one where k = 6 N."""
     low, high = lines["flops"].min(), lines["flops"].max()
     rows = []
     for name in ("N", "B", "S"):
-        e = fits["adjusted"][name].exponent
+        e = fits[name].exponent
         rows.append((name, e.value, e.low, e.high, (high / low) ** e.value, low, high))
     return pd.DataFrame(rows, columns=list(_no_shares().columns))
 
 
-def derive_isoflop(samples: Samples, sizes: Sequence[Size], warnings: Warnings) -> Isoflop:
-    """From undecayed curves read at automatic budgets. Raises InputError for fewer than four sizes."""
-    losses, index = read_sizes(samples, sizes)
-    curves = [[(env.ln_compute(s, y, None), y) for s, y in zip(sizes, row, strict=True)] for row in losses]
-    budgets = iso.choose_budgets(curves[0])
-    values = np.exp([env.read_curves(row, budgets) for row in curves])
-    rows = np.array([[i[min(int(np.searchsorted(x, b)), len(i) - 1)] for b in budgets]
-                     for i, (x, _) in zip(index, curves[0], strict=True)])  # fmt: skip
-    return _isoflop(
-        samples.runs,
-        [(s.group, s.params, s.flops_per_token) for s in sizes],
-        budgets,
-        values,
-        rows,
-        "undecayed",
-        warnings,
-    )
-
-
-def derive_isoflop_decayed(samples: Samples, warnings: Warnings) -> Isoflop:
-    """From the final losses of decayed runs, at the budgets at which runs of four or more sizes end. Raises InputError
-    where there is none."""
-    runs = samples.runs
-    found = iso.decayed_budgets(runs)
-    if not found:
-        raise InputError(f"isoflop: no compute at which decayed runs of {LEAST_SIZES} or more sizes end; add runs")
-    names = sorted({(run.params, run.group, run.flops_per_token) for run in runs})
-    values = np.full((len(samples), len(names), len(found)), np.nan)
-    rows = np.zeros((len(names), len(found)), dtype=int)
-    for b, (_, members) in enumerate(found):
-        for s, (params, group, _) in enumerate(names):
-            settings: dict[tuple[float, ...], list[int]] = {}
-            for i in members:
-                if (runs[i].params, runs[i].group) == (params, group):
-                    settings.setdefault((runs[i].batch, *runs[i].setting), []).append(i)
-            if settings:
-                own = list(settings.values())
-                means = np.array([np.mean([samples.ln_loss(i)[:, -1] for i in v], axis=0) for v in own])
-                values[:, s, b], rows[s, b] = means.min(axis=0), own[int(means[:, 0].argmin())][0]
-    budgets = np.array([c for c, _ in found])
-    labels = [(group, params, per_token) for params, group, per_token in names]
-    return _isoflop(runs, labels, budgets, np.exp(values), rows, "decayed", warnings)
-
-
-def _isoflop(
-    runs: Sequence[Run],
-    names: Sequence[tuple[str, float, float]],
-    budgets: np.ndarray,
-    values: np.ndarray,
-    rows: np.ndarray,
-    kind: str,
-    warnings: Warnings,
-) -> Isoflop:
-    """names: group, N and FLOPs per token of each size. values: loss [samples, sizes, budgets]; rows: the runs they
-    were read from."""
-    params, per_token = np.array([(p, k) for _, p, k in names]).T
-    ln_n, ln_k = np.log(params), np.log(per_token)
-    optima = [find_optima(ln_n, v) for v in values]
-    best = optima[0]
-    flops = np.exp(budgets)
-    points = pd.DataFrame(
-        [
-            (flops[b], group, n, flops[b] / k, values[0, s, b], runs[rows[s, b]].run_id)
-            for b in range(len(flops))
-            for s, (group, n, k) in enumerate(names)
-            if np.isfinite(values[0, s, b])
-        ],
-        columns=["budget", "group", "params", "tokens", "loss", "run_id"],
-    )
-    low, high = band(np.array([o.ln_n for o in optima]))
-    frame = pd.DataFrame({"budget": flops, "params": np.exp(best.ln_n)})
-    frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
-    frame["tokens"] = flops / np.exp(per_token_at(ln_n, ln_k, best.ln_n))
-    frame["loss"] = best.value
-    smallest = best.index == np.argmax(np.isfinite(values[0]), axis=0)
-    frame["edge"] = np.where(best.interior, "interior", np.where(smallest, "smallest", "largest"))
-    for i, name in enumerate(("c0", "c1", "c2")):
-        frame[name] = best.coefficients[:, i]
-    frame["fit_low"], frame["fit_high"], frame["used"] = params[best.first], params[best.last], best.used
-    if not best.used.all():
-        warnings.add(
-            "isoflop", "optimum_at_edge", f"{int((~best.used).sum())} of {len(budgets)} budgets have no interior "
-            "optimum; they are bounds and left out of the line"
-        )  # fmt: skip
-    span = _span(points.rename(columns={"budget": "flops"}))
-    line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
-    if best.used.sum() < 2:
-        return Isoflop(points, frame, None, line, kind)
-    ln_opt, ln_l = np.array([o.ln_n for o in optima]), np.log([o.value for o in optima])
-    curvature = np.array([o.coefficients[:, 2] for o in optima]) / np.exp(ln_l)
-    found = iso.laws(budgets, ln_opt, ln_l, curvature, per_token_at(ln_n, ln_k, ln_opt))
-    fits = {name: pivot.plain_value(name, v) for name, v in found.items()}
-    estimates = {name: estimate(v) for name, v in fits.items()}
-    at = np.linspace(budgets[best.used].min(), budgets[best.used].max(), 30)
-    ln_line = np.log(fits["N_coefficient"])[:, None] + fits["a"][:, None] * at
-    low, high = band(ln_line)
-    line = pd.DataFrame({"flops": np.exp(at), "params": np.exp(ln_line[0]), "low": np.exp(low), "high": np.exp(high)})
-    line["tokens"] = estimates["D_coefficient"].value * line["flops"] ** estimates["b"].value
-    draws = {name: v[1:] for name, v in fits.items() if len(v) > 1}
-    return Isoflop(points, frame, estimates, line, kind, draws, span)
-
-
-def _span(points: pd.DataFrame) -> dict[str, tuple[float, float]]:
+def span_of(points: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """(lowest, highest) of what was read."""
     found = [name for name in ("flops", "params", "tokens", "loss") if name in points]
     return {name: (float(points[name].min()), float(points[name].max())) for name in found}

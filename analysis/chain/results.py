@@ -88,6 +88,7 @@ class Frontier:
     curve of each size. fits[kind][quantity] for N, D, S, B and L. lines: those fits with bands. shares: exponents and
     growth of N, B and S, which make up the growth of C_min. curvature[kind]: at fixed compute, of ln L in
     ln(N/N_opt) squared. draws and span by kind; the compute of "adjusted" is C_min.
+    envelope: by kind a, b and the coefficients of lines straight through the best of the sizes, for comparison.
     """
 
     batch_tokens: int | None
@@ -99,6 +100,7 @@ class Frontier:
     curvature: dict[str, Estimate] = field(default_factory=dict)
     draws: dict[str, Draws] = field(default_factory=dict)
     span: dict[str, Span] = field(default_factory=dict)
+    envelope: dict[str, dict[str, Estimate]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """By kind `estimates`: a (exponent of N), b (of D), the exponents of S, B and L, all coefficients and the
@@ -114,6 +116,7 @@ class Frontier:
             out["kinds"][kind] = {
                 "estimates": _estimates(names),
                 "fits": {name: law.to_json() for name, law in fits.items()},
+                "envelope": _estimates(self.envelope.get(kind, {})),
                 **_known(self.draws.get(kind, {}), self.span.get(kind, {})),
                 "optima": optima.to_dict("records"),
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.chain.frontier import derive_isoflop, derive_isoflop_decayed
+from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
 from analysis.outcome import Warnings
 from analysis.tables.runs import SeedNoise, extract
 from analysis.tables.sizes import LEAST_SIZES, make_sizes
