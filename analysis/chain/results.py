@@ -260,7 +260,7 @@ class Laws:
             own = [w for w in self.warnings if w["law"] == name]
             laws[name] = {"law": name, **content, **common, "warnings": own}
         for name, diagnosis in self.diagnostics.items():
-            (laws[name] if name in laws else laws["frontier"]["kinds"][name])["diagnostics"] = diagnosis.to_json()
+            (laws[name] if name in laws else laws["frontier"]["kinds"][name])["diagnosis"] = diagnosis.to_json()
         return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
 
 
