@@ -117,7 +117,7 @@ def _table(prediction: Prediction) -> list[str]:
 def _cell(estimate: Estimate | None) -> tuple[str, str]:
     if estimate is None:
         return UNKNOWN, ""
-    if estimate.low is None:
+    if estimate.low is None or estimate.low == estimate.high:
         return number(estimate.value), ""
     high = "" if estimate.high is None or math.isinf(estimate.high) else number(estimate.high)
     return number(estimate.value), f"{number(estimate.low)}..{high}"

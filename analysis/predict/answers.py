@@ -218,23 +218,27 @@ def _doubts(
 
 
 def _disagreements(asked: str, answers: Sequence[Answer]) -> list[str]:
-    """One line for each quantity whose intervals do not all meet."""
+    """One line for each quantity whose intervals do not all meet; under different conventions they need not."""
     lines = []
     for name in _COMPARED[asked]:
-        apart = []
-        for one, other in combinations(answers, 2):
-            a, b = one.values[name], other.values[name]
-            if a is None or b is None or None in (a.low, b.low):
-                continue
-            a_high, b_high = (math.inf if e.high is None else e.high for e in (a, b))
-            if a_high < b.low or b_high < a.low:  # type: ignore[operator]
-                mixed = (
-                    ", one at B_crit and one at the batch of the runs" if one.at_critical != other.at_critical else ""
-                )
-                apart.append(f"{one.approach} and {other.approach}{mixed}")
-        if apart:
-            lines.append(f"approaches disagree on {name}; these intervals do not meet: {'; '.join(apart)}")
+        pairs = [(a, b) for a, b in combinations(answers, 2) if a.convention == b.convention and _apart(a, b, name)]
+        texts = []
+        for one in dict.fromkeys(a.approach for a, _ in pairs):
+            others = [b.approach for a, b in pairs if a.approach == one]
+            texts.append(f"{one} and {', '.join(others)}")
+        mixed = any(a.at_critical != b.at_critical for a, b in pairs)
+        if texts:
+            reason = " (training at B_crit and at the batch of the runs need not agree)" if mixed else ""
+            lines.append(f"approaches disagree on {name}{reason}; these intervals do not meet: {'; '.join(texts)}")
     return lines
+
+
+def _apart(one: Answer, other: Answer, name: str) -> bool:
+    """Whether both have an interval of the quantity, and these do not meet."""
+    a, b = one.values[name], other.values[name]
+    if a is None or b is None or a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.high < b.low or b.high < a.low
 
 
 def _ends(estimate: Estimate | None) -> dict[str, float | None] | None:

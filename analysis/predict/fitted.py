@@ -22,6 +22,7 @@ from sweep.schema import InputError
 
 CRITICAL = "critical-batch"
 SURFACE = "kaplan-ns"
+ADJUSTED = "frontier adjusted"
 PREDICTING = ("frontier", "isoflop", "parametric", "repeated", SURFACE)
 _MARGIN = 0.03  # of the loss, beyond the losses at which B_crit was measured: a fifth in B_crit
 _BEARING = ("misfit", "no_offset")  # warnings of a fit that concern its predictions
@@ -57,8 +58,8 @@ class CriticalBatch:
 
 @dataclass(frozen=True)
 class Fits:
-    """approaches: in the order of the file. critical: None where B_crit(L) is not in the file. without: why other laws
-    of the file predict nothing, one line each."""
+    """critical: None where B_crit(L) is not in the file. without: why laws of the file that could predict do not, one
+    line each."""
 
     approaches: tuple[Approach, ...]
     critical: CriticalBatch | None
@@ -92,40 +93,45 @@ def parse(content: Any) -> Fits:
         raise InputError("holds no fits; give the fits.json of `isoloss analyze` or the JSON of `isoloss fit`")
     critical = _critical(sections.get(CRITICAL, {}))
     found, without = [], []
-    for name, section in sections.items():
-        if name == CRITICAL and len(sections) > 1:
-            continue  # gives the others their batch
-        for label, part in _parts(name, section):
+    for name in PREDICTING:
+        for label, part in _parts(name, sections.get(name, {})):
             try:
-                law = _law(name, part, label.endswith("adjusted"), critical)
+                law = _law(name, part, label.startswith(ADJUSTED), critical)
             except InputError as error:
                 without.append(f"{label}: {error}")
                 continue
-            bearing = [w["message"] for w in section.get("warnings") or () if w.get("code") in _BEARING]
             level = float(part.get("level") or LEVEL)
-            found.append(Approach(label, law, _span(part), level, part.get("convention"), tuple(bearing)))
+            found.append(Approach(label, law, _span(part), level, part.get("convention"), _bearing(part)))
+    if not found and not without:
+        without.append(f"{', '.join(sections)}: no best size follows from it; it does from {', '.join(PREDICTING)}")
     return Fits(tuple(found), critical, tuple(without))
 
 
 def _parts(name: str, section: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label, fit) of one law: by kind of frontier and by group; what a part does not say, the section does."""
-    if name not in PREDICTING:
-        yield name, section
-        return
-    common = {key: section[key] for key in ("level", "convention") if key in section}
-    named = {f"{name} {kind}": kind_part for kind, kind_part in (section.get("kinds") or {}).items()}
-    for group in section.get("groups") or ():
-        named[f"{name} ({group.get('group', len(named) + 1)})"] = group
-    if not named:
+    """(label, fit) of one law: by kind of frontier, group and convention; what a part does not say, the section
+    does."""
+    common = {key: section[key] for key in ("level", "convention", "warnings") if key in section}
+    named = {f"{name} {kind}": part for kind, part in (section.get("kinds") or {}).items()}
+    named |= {f"{name} ({group.get('group')})": group for group in section.get("groups") or ()}
+    for convention, fit in (section.get("conventions") or {}).items():
+        named |= {f"{label} {convention}": part for label, part in _parts(name, fit)}
+    if section and not named:
         named = {name: section}
     for label, part in named.items():
         yield label, common | part
 
 
+def _bearing(part: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a fit says of itself that concerns its predictions."""
+    said = [w["message"] for w in part.get("warnings") or () if w.get("code") in _BEARING]
+    poor = [name for name, e in (part.get("estimates") or {}).items() if e.get("calibrated") is False]
+    if poor:
+        said.append(f"intervals of {', '.join(poor)} hold the truth too rarely or too often on synthetic sweeps")
+    return tuple(said)
+
+
 def _law(name: str, part: Mapping[str, Any], least: bool, critical: CriticalBatch | None) -> opt.Law:
     """Raises InputError where the fit lacks what a prediction needs."""
-    if name not in PREDICTING:
-        raise InputError(f"gives no best size; laws that do are {', '.join(PREDICTING)}")
     if name in ("parametric", "repeated"):
         c = _constants(part, ("A", "B", "alpha", "beta"), ("E",))
         offset = c.get("E", np.zeros_like(c["A"]))

@@ -95,7 +95,7 @@ def test_a_loss_or_a_size_is_answered_with_its_compute(
         (["FITS"], "one of the arguments --flops --loss --params is required"),
         (["FITS", "--flops", "1e20", "--loss", "2"], "not allowed with"),
         (["HALF", "--loss", "1.5"], "irreducible loss is 1.817"),
-        (["ONLY", "--flops", "1e20"], "critical-batch: gives no best size"),
+        (["ONLY", "--flops", "1e20"], "critical-batch: no best size follows"),
     ],
 )
 def test_unusable_input_is_one_line(

@@ -142,11 +142,20 @@ def test_disagreement_and_extrapolation_are_said() -> None:
     assert [a.extrapolation for a in prediction.answers] == pytest.approx([100, 100])
     for answer in prediction.answers:
         assert answer.warnings == ("extrapolates 100 times beyond the largest compute it was fitted on",)
+    laws = {"isoflop": {"law": "isoflop", "conventions": {"kaplan": both[0] | {"convention": "kaplan"},
+                                                          "total": both[1] | {"convention": "total"}}}}  # fmt: skip
+    assert predict(parse({"laws": laws}), flops=1e21).warnings == ()  # two countings of one size
     inside = predict(parse(drawn(1e8, 1e19)), flops=5e18).answers[0]
     assert inside.extrapolation == pytest.approx(0.5)
     assert inside.warnings == ()
     below = predict(parse(drawn(1e8, 1e19)), flops=1e15).answers[0]
     assert below.warnings == ("extrapolates 100 times below the least compute it was fitted on",)
+    kinds = {"raw": drawn(1e8, 1e19), "adjusted": drawn(2e8, 1e19)}
+    mixed = predict(parse({"law": "frontier", "kinds": kinds}), flops=1e19).warnings
+    assert mixed == (
+        "approaches disagree on params (training at B_crit and at the batch of the runs need not agree); these "
+        "intervals do not meet: frontier raw and frontier adjusted",
+    )
     alike = predict(parse({"law": "isoflop", "groups": [both[0], {"group": "same"} | drawn(1.01e8, 1e19)]}), flops=1e19)
     assert alike.warnings == ()
 

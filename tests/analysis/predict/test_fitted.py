@@ -61,9 +61,7 @@ def test_a_whole_file_has_every_approach() -> None:
     assert fits.critical is not None
     assert fits.critical.at(np.array([2.0]))[0] == pytest.approx(2.1e8 * 2 ** (-1 / 0.21))
     assert fits.critical.measured == pytest.approx((1.94, 3.09))
-    isoflop, power = fits.without
-    assert "isoflop: has no value of a, b" in isoflop
-    assert "power-law: gives no best size" in power
+    assert fits.without == ("isoflop: has no value of a, b, N_coefficient, D_coefficient",)
 
 
 def test_draws_stay_joint_and_what_failed_is_no_number() -> None:
@@ -104,6 +102,33 @@ def test_groups_of_one_fit_are_approaches_of_their_own() -> None:
         ("parametric (web)", 0.9, "total"),
         ("parametric (code)", 0.8, "total"),
     ]
+
+
+def test_conventions_of_one_table_are_approaches_of_their_own() -> None:
+    kinds = {"raw": {"estimates": LINE}, "adjusted": {"estimates": LINE}}
+    fit = {"law": "frontier", "kinds": kinds, "level": 0.9}
+    both = {"kaplan": fit | {"convention": "kaplan"}, "total": fit | {"convention": "total"}}
+    found = parse({"law": "frontier", "conventions": both}).approaches
+    assert [(a.name, a.convention, a.law.least) for a in found] == [
+        ("frontier raw kaplan", "kaplan", False),
+        ("frontier adjusted kaplan", "kaplan", True),
+        ("frontier raw total", "total", False),
+        ("frontier adjusted total", "total", True),
+    ]
+
+
+def test_constants_without_calibrated_intervals_are_named() -> None:
+    estimates = LINE | {"a": LINE["a"] | {"calibrated": False}}
+    [approach] = parse({"law": "isoflop", "estimates": estimates}).approaches
+    assert approach.warnings == ("intervals of a hold the truth too rarely or too often on synthetic sweeps",)
+
+
+def test_a_file_without_predicting_laws_says_which_do() -> None:
+    fits = parse({"law": "power-law", "estimates": values(exponent=0.5)})
+    assert fits.approaches == ()
+    assert fits.without == (
+        "power-law: no best size follows from it; it does from frontier, isoflop, parametric, repeated, kaplan-ns",
+    )
 
 
 @pytest.mark.parametrize(
