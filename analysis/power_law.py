@@ -108,7 +108,9 @@ class _Problem:
 
     def values(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """The law's constants [k] in the units of x and y."""
-        found = {"coefficient": np.exp(theta[:, 0] + self.mean_y - theta[:, 1] * self.mean_x), "exponent": theta[:, 1]}
+        with np.errstate(over="ignore"):  # an exponent of hundreds, from x that hardly differ
+            coefficient = np.exp(theta[:, 0] + self.mean_y - theta[:, 1] * self.mean_x)
+        found = {"coefficient": coefficient, "exponent": theta[:, 1]}
         return found | ({"offset": np.exp(theta[:, 2] + self.mean_y)} if self.offset else {})
 
     def fitted(self, theta: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ sweeps (key=value are Hydra overrides of the configuration in configs/)
 analysis
   analyze  laws, figures and report.html       isoloss analyze sweeps/quick
   figures  draw figures                        isoloss figures published --out figures
+  fit      one law to any table                isoloss fit parametric runs.csv --bootstrap 1000 --json fit.json
   predict  best model for a budget or loss     isoloss predict sweeps/quick/analysis/fits.json --flops 1e14
 
 Exit codes: 0 done; 1 a run or fit failed; 2 the input is unusable (the message says how to mend it).
@@ -95,7 +96,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "collect": verbs.collect,
     "sync": verbs.sync,
 }
-ANALYSIS_VERBS = ("analyze", "figures", "predict")
+ANALYSIS_VERBS = ("analyze", "figures", "fit", "predict")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.cli.parser import Parser
-from sweep.schema import InputError
+from analysis.cli.parser import CONVENTIONS, Parser, count, device
 
 if TYPE_CHECKING:
     from analysis.chain.results import Laws
@@ -41,10 +41,8 @@ example: isoloss figures published --out figures
 
 def run(verb: str, argv: list[str]) -> int:
     """Run an analysis verb and return its exit code. Raises InputError where the input is unusable."""
-    if verb == "predict":
-        from analysis.cli import predict
-
-        return predict.run(argv)
+    if verb in ("fit", "predict"):
+        return int(import_module(f"analysis.cli.{verb}").run(argv))
     parser = _parser(verb)
     try:
         arguments = parser.parse_args(argv)
@@ -68,19 +66,14 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         default = f"{FIGURES_DIR}/published, or DIR/analysis/{FIGURES_DIR}"
         parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write (default: {default})")
     text = "simulated sweeps behind the intervals (default %(default)s; 0: no intervals)"
-    parser.add_argument("--bootstrap", type=_count, default=REPLICATES, metavar="K", help=text)
-    parser.add_argument("--seed", type=_count, default=0, metavar="I", help="of those simulations (default 0)")
+    parser.add_argument("--bootstrap", type=count, default=REPLICATES, metavar="K", help=text)
+    parser.add_argument("--seed", type=count, default=0, metavar="I", help="of those simulations (default 0)")
     parser.add_argument("--pool-data", action="store_true", help="take runs on different texts together")
+    text = "count N and C so, from the stored components (default kaplan)"
+    parser.add_argument("--convention", choices=CONVENTIONS, default="kaplan", help=text)
     choices = ("auto", "cpu", "cuda")
     parser.add_argument("--device", choices=choices, default="auto", help="where laws are fitted (default auto)")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
@@ -140,14 +133,5 @@ def _derive(source: Path, arguments: argparse.Namespace) -> tuple[Laws, Table]:
     from analysis.tables.table import load
 
     table = load(source, pool=arguments.pool_data)
-    return derive(table, replicates=arguments.bootstrap, seed=arguments.seed, device=_device(arguments.device)), table
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return name
+    common = {"convention": arguments.convention, "replicates": arguments.bootstrap, "seed": arguments.seed}
+    return derive(table, **common, device=device(arguments.device)), table
