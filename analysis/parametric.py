@@ -34,6 +34,8 @@ _NO_OFFSET = 1e-3  # of the lowest loss: an E below is none
 _OFTEN = 0.05  # share of replicates without an offset that is worth a warning
 _SAME = 1e-6  # of the objective: optima nearer than this are equally good
 _APART = 1e-3  # in alpha, beta or E over the lowest loss: optima farther apart than this are not the same
+_FLAT = 1e-3  # an exponent below says that nothing is gained
+_LOST = 2.0  # times the scatter: a term that is smaller everywhere is lost in it
 _COLLINEAR = 1e-3  # scatter of ln D about its line in ln N below which runs vary in one direction only
 
 
@@ -204,9 +206,16 @@ def _warn(found: Outcome, best: engine.Fit) -> None:
                 LAW, "no_offset", f"the offset E is not determined by these losses (E = {value:.2g}{often}); do not "
                 "extrapolate the law"
             )  # fmt: skip
-    for name, what in (("alpha", "params"), ("beta", "tokens")):
-        if estimates[name].value <= 0:
-            warnings.add(LAW, "no_gain", f"the loss does not fall with {what} ({name} = {estimates[name].value:.2g})")
+    points = found.frames["points"]
+    scatter = float(np.sqrt(np.mean(points["residual"] ** 2)))
+    for name, scale, what in (("alpha", "A", "params"), ("beta", "B", "tokens")):
+        exponent = estimates[name].value
+        share = float((estimates[scale].value * points[what] ** -exponent / points["fitted"]).max())
+        if exponent < _FLAT or share < _LOST * scatter:
+            warnings.add(
+                LAW, "no_gain", f"the loss does not fall with {what} beyond the scatter ({name} = {exponent:.2g}, its "
+                f"term is at most {share:.2g} of the loss); what follows from {name} means nothing"
+            )  # fmt: skip
     ends = best.optima[0][best.optima_objective[0] <= best.objective[0] * (1 + _SAME)]
     places = np.stack([ends[:, 1], ends[:, 3], *([np.exp(ends[:, 4]) / lowest] if "E" in estimates else [])], axis=1)
     apart = np.abs(places - places[0])
