@@ -17,6 +17,7 @@ import numpy as np
 
 _FINE = 6  # points of the fine grid between two knots; linear interpolation between those
 _REACH = 1.0  # in ln(tokens): stretch at the end whose mean slope continues a curve
+_APART = 64.0  # more than ln(loss) spans
 _EDGE = 1e-9  # slack of the ends in ln(tokens), so that a run's own last point counts as inside
 
 
@@ -102,11 +103,18 @@ class Curves:
 
     def ln_tokens(self, ln_loss: np.ndarray) -> np.ndarray:
         """ln(tokens) [versions, n] at which each first reaches `ln_loss` [n], as `Curve.ln_tokens`."""
-        out = np.empty((len(self), len(ln_loss)))
-        falling, wanted = -self.y, -ln_loss
-        for k, (a, b) in enumerate(zip(self.low, self.high, strict=True)):
-            out[k] = np.interp(wanted, falling[a:b], self.x[a:b], left=-np.inf, right=np.nan)
-        return out
+        # All versions are one rising array when each lies `_APART` above the one before.
+        low, high = np.array(self.low)[:, None], np.array(self.high)[:, None]
+        shift = _APART * np.arange(len(self))
+        sizes = np.diff(self.low, append=len(self.y))
+        past = np.searchsorted(np.repeat(shift, sizes) - self.y, shift[:, None] - ln_loss)
+        past = np.clip(past, low, high - 1)
+        before = np.maximum(past - 1, low)
+        first, second = self.y[before], self.y[past]
+        share = np.clip((first - ln_loss) / np.where(first > second, first - second, 1.0), 0.0, 1.0)
+        reached = self.x[before] + share * (self.x[past] - self.x[before])
+        never, already = ln_loss < self.y[high - 1], ln_loss > self.y[low]
+        return np.where(already, -np.inf, np.where(never, np.nan, reached))
 
 
 def smooth(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -np.inf) -> Curve:
@@ -136,14 +144,15 @@ def _smooth(x: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray
     x, y, sizes = _knots(x, y, sizes)
     rise, slopes, widths = np.zeros_like(x), _slopes(x, y, sizes), np.zeros_like(x)
     widths[:-1], rise[:-1] = np.diff(x), np.diff(y)
+    last = np.cumsum(sizes) - 1
+    widths[last] = rise[last] = 0.0  # what follows the last knot of a curve repeats it
     at = np.arange(_FINE) / _FINE
     rest = 1 - at
-    # The cubic of an interval over its first value, by Hermite's basis; past the last knot of a curve nothing is read.
+    # The cubic of an interval over its first value, by Hermite's basis.
     cubic = np.stack([rise, widths * slopes, widths * np.append(slopes[1:], 0.0)], axis=1)
     basis = np.stack([at**2 * (3 - 2 * at), at * rest**2, -(at**2) * rest])
     fine_x = (x[:, None] + widths[:, None] * at).ravel()
     fine_y = (y[:, None] + cubic @ basis).ravel()
-    last = np.cumsum(sizes) - 1
     return fine_x, fine_y, (_FINE * (last - sizes + 1)).tolist(), (_FINE * last + 1).tolist()
 
 

@@ -12,9 +12,9 @@ Without the second, intervals covered the planted exponents in only half of the 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import overload
 
@@ -53,11 +53,11 @@ def correlated_noise(
     ln_tokens: np.ndarray, correlation: float, rng: np.random.Generator, number: int = 1
 ) -> np.ndarray:
     """Unit Gaussian noise [number, n] at increasing `ln_tokens`, correlated as exp(-distance / correlation)."""
-    rho = np.exp(-np.diff(ln_tokens) / correlation)
-    noise = rng.standard_normal((number, len(ln_tokens)))
-    for i in range(1, len(ln_tokens)):
-        noise[:, i] = rho[i - 1] * noise[:, i - 1] + math.sqrt(1 - rho[i - 1] ** 2) * noise[:, i]
-    return noise
+    # Each point holds the share exp(-distance / correlation) of the point before it and new noise for the rest.
+    decay = np.exp(-np.diff(ln_tokens, prepend=-np.inf) / correlation)
+    distance = np.tril(ln_tokens[:, None] - ln_tokens)
+    mixing = np.tril(np.exp(-distance / correlation)) * np.sqrt(1 - decay**2)
+    return rng.standard_normal((number, len(ln_tokens))) @ mixing.T
 
 
 class Samples(Sequence[Sequence[Run]]):
@@ -92,6 +92,12 @@ class Samples(Sequence[Sequence[Run]]):
             return self.runs
         k = sample % len(self)
         return [replace(r, ln_loss=self.ln_loss(i)[k], curve=self.curves(i)[k]) for i, r in enumerate(self.runs)]
+
+    def of(self, runs: Sequence[Run]) -> Samples:
+        """The same losses for the same runs with other N and C; what is simulated is shared."""
+        other = copy(self)
+        other.runs = runs
+        return other
 
     def ln_loss(self, run: int) -> np.ndarray:
         """ln(loss) [samples, n] of a run by its index, not smoothed."""
