@@ -220,13 +220,30 @@ class KaplanLaws:
 
 
 @dataclass(frozen=True)
+class Conventions:
+    """The exponents of one sweep under every way to count N and C.
+
+    rows: one a law ("frontier", raw, and "isoflop") and convention, with its definition; a, b, N_coefficient and
+    D_coefficient, each with _low and _high, nan where there is none, and then a note says why. published: one row a
+    printed exponent a, with the convention it was counted in, its source and its interval.
+    """
+
+    rows: pd.DataFrame
+    published: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """Both tables as lists of items."""
+        return {"rows": self.rows.to_dict("records"), "published": self.published.to_dict("records")}
+
+
+@dataclass(frozen=True)
 class Laws:
     """All laws of one table. A section is None where the table cannot support it; `warnings` says why.
 
     runs: size and compute at the end of every run that was used. adjusted: every logged point of the undecayed runs
     with B_crit at its loss, S_min, E_min and C_min. slices, slice_lines: loss against N at fixed compute and at fixed
     steps, read and fitted (Kaplan fig. 11). diagnostics: of laws, and of the frontier by kind. kaplan: the laws of the
-    loss, and what the surface implies.
+    loss, and what the surface implies. conventions: frontier and isoflop once more under every way to count.
     """
 
     meta: dict[str, Any]
@@ -243,6 +260,7 @@ class Laws:
     level: float = 0.9
     diagnostics: dict[str, Diagnosis] = field(default_factory=dict)
     kaplan: KaplanLaws = field(default_factory=KaplanLaws)
+    conventions: Conventions | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of fits.json; numbers that are not finite become None."""
@@ -261,6 +279,8 @@ class Laws:
             laws[name] = {"law": name, **content, **common, "warnings": own}
         for name, diagnosis in self.diagnostics.items():
             (laws[name] if name in laws else laws["frontier"]["kinds"][name])["diagnosis"] = diagnosis.to_json()
+        if self.conventions is not None:
+            laws["conventions"] = {"law": "conventions", **self.conventions.to_json(), "level": self.level}
         return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
 
 
