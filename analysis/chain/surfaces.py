@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis import kaplan, parametric
+from analysis import engine, kaplan, parametric
 from analysis.chain.results import Isoflop, Parametric, Surface
 from analysis.minima import per_token_at
 from analysis.outcome import Warnings
 from analysis.tables.runs import Run
 from analysis.tables.sizes import Size, size_curve
+from analysis.uncertainty import resample
 from analysis.uncertainty.bootstrap import Samples, band, estimate
 
 _MISFIT = 3.0  # times the seed noise: residuals beyond this are the law's, not the noise's
@@ -32,9 +33,12 @@ def derive_parametric(
     best = parametric.fit_parametric(params, tokens, loss[0], device=device)
     theta = best.parameters
     if len(samples) > 1:
-        begin = _distinct(best.optima[0], best.optima_objective[0])
-        again = parametric.fit_parametric(params, tokens, loss[1:], from_starts=begin, device=device)
-        theta = np.concatenate([theta, again.parameters])
+        begin = resample.distinct(best.optima[0], best.optima_objective[0])
+
+        def refit(rows: np.ndarray, starts: np.ndarray | None) -> engine.Fit:
+            return parametric.fit_parametric(params, tokens, loss[1:][rows], from_starts=starts, device=device)
+
+        theta = np.concatenate([theta, _settled("parametric", refit, begin, len(samples) - 1, warnings)])
     constants = parametric.constants(theta)
     fitted = parametric.predict(theta[0], params, tokens)
     points = _points(runs, where)
@@ -89,8 +93,12 @@ def derive_surface(
     best = kaplan.fit_surface(params, np.exp(ln_steps_min[0]), loss[0])
     theta = best.parameters
     if len(samples) > 1:
-        again = kaplan.fit_surface(params, np.exp(ln_steps_min[1:]), loss[1:], from_starts=theta)
-        theta = np.concatenate([theta, np.where(known[1:, None], again.parameters, np.nan)])
+
+        def refit(rows: np.ndarray, starts: np.ndarray | None) -> engine.Fit:
+            return kaplan.fit_surface(params, np.exp(ln_steps_min[1:][rows]), loss[1:][rows], from_starts=starts)
+
+        again = _settled("kaplan-ns", refit, theta, len(samples) - 1, warnings)
+        theta = np.concatenate([theta, np.where(known[1:, None], again, np.nan)])
     points = _points(runs, where).drop(columns="tokens")
     points["batch_tokens"], points["steps"], points["steps_min"] = batch, tokens / batch, np.exp(ln_steps_min[0])
     points["loss"] = loss[0]
@@ -196,12 +204,24 @@ def _points(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> pd.DataF
     return pd.DataFrame(rows, columns=["run_id", "group", "params", "tokens"])
 
 
-def _distinct(optima: np.ndarray, objective: np.ndarray, number: int = 3) -> np.ndarray:
-    """The best few optima that differ: replicates start from them."""
-    kept = [0]
-    for k in range(1, len(optima)):
-        if all(abs(objective[k] - objective[j]) > 1e-6 * objective[0] for j in kept):
-            kept.append(k)
-        if len(kept) == number:
-            break
-    return optima[kept]
+def _settled(
+    law: str,
+    refit: Callable[[np.ndarray, np.ndarray | None], engine.Fit],
+    begin: np.ndarray,
+    count: int,
+    warnings: Warnings,
+) -> np.ndarray:
+    """theta of every replicate [count, p]. Those that do not converge from `begin` are tried from all starts (None);
+    what then fails is nan and counted in a warning."""
+    found = refit(np.arange(count), begin)
+    theta, failed = found.parameters.copy(), np.flatnonzero(~found.converged)
+    if len(failed):
+        second = refit(failed, None)
+        theta[failed] = np.where(second.converged[:, None], second.parameters, np.nan)
+        number = int((~second.converged).sum())
+        if number:
+            warnings.add(
+                law, "replicates_not_converged", f"{number} of {count} replicates did not converge; they are left out "
+                "of the intervals"
+            )  # fmt: skip
+    return theta
