@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from analysis.chain.results import Laws
+from analysis.chain.results import Conventions, Laws
 from analysis.figures.text import interval, number
 from analysis.outcome import Estimate
 from analysis.report.tables import Cells
@@ -59,6 +60,26 @@ def exponents_table(exponents: pd.DataFrame) -> list[Cells]:
         for name in ("measured", "derived"):
             cells[name] = interval(Estimate(row[name], None, _known(row[f"{name}_low"]), _known(row[f"{name}_high"])))
         cells[""] = "intervals apart" if row["apart"] else ""
+        rows.append(cells)
+    return rows
+
+
+def conventions_table(conventions: Conventions | None) -> list[Cells]:
+    """The exponent a of N_opt(C) of the same runs under each way to count, beside what was printed for it."""
+    if conventions is None:
+        return []
+    rows = []
+    for convention, mine in conventions.rows.groupby("convention", sort=False):
+        cells = {"counted": str(mine["definition"].iloc[0])}
+        for row in mine.to_dict("records"):
+            e = Estimate(row["a"], None, _known(row["a_low"]), _known(row["a_high"]))
+            cells[f"a, {row['law']}"] = interval(e) if np.isfinite(e.value) else str(row["note"])
+        printed = conventions.published[conventions.published["convention"] == convention]
+        cells["published a"] = "; ".join(
+            f"{row['source']}: {row['a']:g}"
+            + ("" if np.isnan(row["a_low"]) else f" [{row['a_low']:g}, {row['a_high']:g}]")
+            for row in printed.to_dict("records")
+        )
         rows.append(cells)
     return rows
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from analysis import published as pub
-from analysis.chain.results import Laws
+from analysis.chain.results import Laws, exponent_name
 from analysis.figures.text import interval, number
 from analysis.outcome import Estimate
 
 # law -> (heading, what it is); in the order of the page.
 LAW_TEXT = {
     "critical-batch": ("Critical batch size", "B_crit = B_* / L^(1/α_B), in tokens; B_* is its value at one nat."),
-    "adjusted": (
+    "frontier adjusted": (
         "Frontier, adjusted to C_min",
         "y = coefficient · C_min^exponent along the lower envelope, C_min in FLOP; B at B_crit, S is S_min, "
         "D = 2·B_crit·S_min.",
     ),
-    "raw": ("Frontier at the fixed batch", "y = coefficient · C^exponent along the lower envelope, C = 6ND in FLOP."),
+    "frontier raw": (
+        "Frontier at the fixed batch",
+        "y = coefficient · C^exponent along the lower envelope, C = 6ND in FLOP.",
+    ),
     "isoflop": ("IsoFLOP minima", "N ∝ C^a and D ∝ C^b through the minima of the parabolas."),
     "parametric": ("Parametric fit", "L = E + A/N^α + B/D^β; a = β/(α+β), b = α/(α+β)."),
     "kaplan-ns": ("Kaplan's surface", "L(N, S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S."),
@@ -33,16 +37,13 @@ LAW_TEXT = {
 PUBLISHED = {
     ("critical-batch", "alpha_B"): f"{pub.ALPHA_B:.2f} (Kaplan)",
     ("critical-batch", "slope"): f"{pub.B_CRIT.exponent:.2f} (Kaplan)",
-    ("adjusted", "N exponent"): f"{pub.N_OPT.exponent} (Kaplan)",
-    ("adjusted", "B exponent"): f"{pub.B_OPT.exponent} (Kaplan)",
-    ("adjusted", "S exponent"): f"{pub.S_OPT.exponent} (Kaplan)",
-    ("adjusted", "D exponent"): f"{pub.D_OPT.exponent} (Kaplan)",
-    ("adjusted", "L exponent"): f"{pub.L_OF_C_MIN.exponent:.3f} (Kaplan)",
-    (
-        "raw",
-        "N exponent",
-    ): f"{pub.N_FIXED_BATCH.exponent} (Kaplan); {pub.APPROACH_1.exponent:.2f} (Hoffmann, approach 1)",
-    ("raw", "L exponent"): f"{pub.L_OF_C.exponent:.3f} (Kaplan)",
+    ("frontier adjusted", "a"): f"{pub.N_OPT.exponent} (Kaplan)",
+    ("frontier adjusted", "B_exponent"): f"{pub.B_OPT.exponent} (Kaplan)",
+    ("frontier adjusted", "S_exponent"): f"{pub.S_OPT.exponent} (Kaplan)",
+    ("frontier adjusted", "b"): f"{pub.D_OPT.exponent} (Kaplan)",
+    ("frontier adjusted", "L_exponent"): f"{pub.L_OF_C_MIN.exponent:.3f} (Kaplan)",
+    ("frontier raw", "a"): f"{pub.N_FIXED_BATCH.exponent} (Kaplan); {pub.APPROACH_1.exponent:.2f} (Hoffmann)",
+    ("frontier raw", "L_exponent"): f"{pub.L_OF_C.exponent:.3f} (Kaplan)",
     ("isoflop", "a"): f"{pub.APPROACH_2.exponent:.2f} (Hoffmann)",
     ("isoflop", "b"): f"{1 - pub.APPROACH_2.exponent:.2f} (Hoffmann)",
     ("parametric", "alpha"): f"{pub.APPROACH_3.alpha:.3f} (Hoffmann); {pub.REFIT.alpha} (Besiroglu)",
@@ -65,15 +66,15 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One estimate in words. bias: of the estimator as simulations found it, or empty. calibrated: whether its interval
-    held the truth as often as it says in the calibration, None where that was not asked."""
+    """One estimate in words. bias: of the estimator as simulations found it, or empty. calibrated: False where
+    such intervals did not hold the truth as often as they say on synthetic sweeps."""
 
     name: str
     value: str
     interval: str
     bias: str
     published: str
-    calibrated: bool | None
+    calibrated: bool
 
 
 @dataclass(frozen=True)
@@ -95,26 +96,28 @@ class LawTable:
         return any(row.published for row in self.rows)
 
 
-def law_tables(laws: Laws) -> list[LawTable]:
-    """Every law there is, in the order of `LAW_TEXT`."""
+def law_tables(laws: Laws, poor: Collection[str]) -> list[LawTable]:
+    """Every law there is, in the order of `LAW_TEXT`. poor: "law.name" of the estimates whose intervals are not
+    calibrated (`analysis.uncertainty.labels`)."""
     found = _estimates(laws)
     return [
-        LawTable(title, text, [_row(key, name, e) for name, e in found[key].items()])
+        LawTable(title, text, [_row(laws, key, name, e, f"{key}.{name}" not in poor) for name, e in found[key].items()])
         for key, (title, text) in LAW_TEXT.items()
         if key in found
     ]
 
 
 def _estimates(laws: Laws) -> dict[str, dict[str, Estimate]]:
+    """By law and name, as the table of coverages has them."""
     found: dict[str, dict[str, Estimate]] = {}
     if laws.critical and laws.critical.law:
-        found["critical-batch"] = {_name(laws, n): e for n, e in laws.critical.law.items()}
+        found["critical-batch"] = laws.critical.law
     for kind, fits in (laws.frontier.fits if laws.frontier else {}).items():
-        found[kind] = {
-            f"{quantity} {part}": getattr(fit, part)
+        found[f"frontier {kind}"] = {
+            name: e
             for quantity, fit in fits.items()
-            for part in ("exponent", "coefficient")
-            if not (kind == "raw" and quantity == "B")  # fixed, not found
+            if (kind, quantity) != ("raw", "B")  # fixed, not found
+            for name, e in ((exponent_name(quantity), fit.exponent), (f"{quantity}_coefficient", fit.coefficient))
         }
     for key, section in (("parametric", laws.parametric), ("kaplan-ns", laws.surface)):
         if section is not None:
@@ -124,13 +127,16 @@ def _estimates(laws: Laws) -> dict[str, dict[str, Estimate]]:
     return found | {name: law.estimates for name, law in laws.kaplan.laws.items()}
 
 
-def _row(law: str, name: str, e: Estimate) -> Row:
+def _row(laws: Laws, law: str, name: str, e: Estimate, calibrated: bool) -> Row:
     bias = "" if e.bias is None else f"{'-' if e.bias < 0 else '+'}{number(abs(e.bias), 2)}"
     shown = interval(e).partition(" ")[2] or "–"
-    words = name.replace("_coefficient", " coefficient").replace("_exponent", " exponent")
-    return Row(words, number(e.value, 4), shown, bias, PUBLISHED.get((law, name), ""), None)
+    return Row(_words(laws, law, name), number(e.value, 4), shown, bias, PUBLISHED.get((law, name), ""), calibrated)
 
 
-def _name(laws: Laws, name: str) -> str:
+def _words(laws: Laws, law: str, name: str) -> str:
     at = laws.critical.at_loss if laws.critical else None
-    return f"B_crit at loss {at:.3g} (tokens)" if name == "B_crit" and at is not None else name
+    if name == "B_crit" and at is not None:
+        return f"B_crit at loss {at:.3g} (tokens)"
+    if law.startswith("frontier"):
+        name = {"a": "N exponent", "b": "D exponent"}.get(name, name)
+    return name.replace("_coefficient", " coefficient").replace("_exponent", " exponent")

@@ -20,12 +20,13 @@ import pandas as pd
 from analysis.chain.results import Laws
 from analysis.figures import NAMES, module
 from analysis.figures.text import number, whole
-from analysis.report.checks import checks, exponents_table
+from analysis.report.checks import checks, conventions_table, exponents_table
 from analysis.report.headline import headline, training_time
 from analysis.report.laws import law_tables
 from analysis.report.tables import MOST_ROWS, as_float, critical_table, exclusions, optima_table, run_table
 from analysis.tables.conventions import DEFINITIONS
 from analysis.tables.table import Table
+from analysis.uncertainty.labels import not_calibrated
 from sweep.schema import MANIFEST_FILE, PF_DAY, RUNS_DIR
 
 TEMPLATE = "report.html"
@@ -51,9 +52,10 @@ def write_report(
         level=f"{laws.level:.0%}",
         headline=headline(laws),
         about=_about(laws, table),
-        laws=law_tables(laws),
+        laws=law_tables(laws, not_calibrated()),
         warnings=_by_law(laws.warnings),
         exponents=exponents_table(laws.kaplan.exponents),
+        conventions=conventions_table(laws.conventions),
         checks=checks(laws),
         critical=critical_table(laws),
         optima=optima_table(laws),

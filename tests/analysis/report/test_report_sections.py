@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.chain.results import no_exponents
+from analysis.chain.results import Conventions, no_exponents
 from analysis.outcome import Estimate
-from analysis.report.checks import checks, exponents_table
+from analysis.report.checks import checks, conventions_table, exponents_table
 from analysis.report.laws import law_tables
 from analysis.report.tables import MOST_ROWS, exclusions, run_table
 
@@ -60,7 +60,7 @@ def test_a_bias_is_shown_where_one_is_known(full: Any) -> None:
     parametric = replace(
         full.laws.parametric, estimates={"a": Estimate(0.5, 0.1, 0.4, 0.6, -0.0123), "G": Estimate(1.0)}
     )
-    tables = {table.title: table for table in law_tables(replace(full.laws, parametric=parametric))}
+    tables = {table.title: table for table in law_tables(replace(full.laws, parametric=parametric), ())}
     first, second = tables["Parametric fit"].rows
     assert tables["Parametric fit"].biased
     assert (first.value, first.interval, first.bias) == ("0.5000", "[0.400, 0.600]", "-0.012")
@@ -91,3 +91,27 @@ def test_a_table_of_very_many_runs_is_cut(full: Any) -> None:
     many = pd.concat([full.table.runs] * (1 + MOST_ROWS // len(full.table.runs)))
     assert len(run_table(replace(full.table, runs=many))) == MOST_ROWS
     assert len(run_table(full.table)) == len(full.table.runs)
+
+
+def test_the_same_runs_counted_in_other_ways() -> None:
+    assert conventions_table(None) == []
+    rows = pd.DataFrame(
+        [("frontier", "kaplan", "N = matrices", 0.7, 0.6, 0.8, ""),
+         ("isoflop", "kaplan", "N = matrices", 0.65, np.nan, np.nan, ""),
+         ("frontier", "total", "N = all", np.nan, np.nan, np.nan, "add params_total"),
+         ("isoflop", "total", "N = all", np.nan, np.nan, np.nan, "add params_total")],
+        columns=["law", "convention", "definition", "a", "a_low", "a_high", "note"],
+    )  # fmt: skip
+    published = pd.DataFrame([("kaplan", "Kaplan", 0.88, np.nan, np.nan), ("kaplan", "Porian", 0.835, 0.824, 0.846)],
+                             columns=["convention", "source", "a", "a_low", "a_high"])  # fmt: skip
+    one, other = conventions_table(Conventions(rows, published))
+    assert list(one.values()) == [
+        "N = matrices", "0.700 [0.600, 0.800]", "0.650", "Kaplan: 0.88; Porian: 0.835 [0.824, 0.846]",
+    ]  # fmt: skip
+    assert list(other.values()) == ["N = all", "add params_total", "add params_total", ""]
+
+
+def test_an_interval_that_is_not_calibrated_is_marked(full: Any) -> None:
+    tables = law_tables(full.laws, {"parametric.G", "frontier raw.a"})
+    marked = {(table.title, row.name) for table in tables for row in table.rows if not row.calibrated}
+    assert marked == {("Parametric fit", "G"), ("Frontier at the fixed batch", "N exponent")}
