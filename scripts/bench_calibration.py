@@ -13,50 +13,49 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker a core; threads would only wait for each other
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.interpolate import RectBivariateSpline
 
+from analysis import parametric
 from analysis.chain.derive import derive
 from analysis.tables.table import Table
-from analysis.uncertainty.calibration import Judged, coverage, judge, named_estimates
-from analysis.uncertainty.simulate import SMALL_SWEEP, Truth, decayed_sweep, synthetic_sweep
+from analysis.uncertainty.calibration import Judged, World, coverage, judge, named_estimates, optimal
+from analysis.uncertainty.simulate import Truth, decayed_sweep, synthetic_sweep
 
 TUNING, SIGMA, WARMUP = 0.04, 0.004, 1e5
-DENSE_WIDTHS = range(8, 79, 2)
+BATCH = 2048.0  # tokens, what the sizes of `kaplan` share
 SHAPES = ((2, 8), (2, 12), (2, 16), (2, 24), (2, 32), (2, 48), (3, 56), (4, 64))
-DENSE_SHAPES = tuple((2, width) for width in range(8, 93, 2))
 BUDGETS = tuple(1e10 * 2.5**i for i in range(7))
 HOFFMANN = {"A": 20.0, "B": 400.0, "E": 1.2, "alpha": 0.35, "beta": 0.4}
+THETA = np.array([math.log(20.0), 0.35, math.log(400.0), 0.4, math.log(1.2)])
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """draw: a noisy sweep by its seed. clean, dense: without noise, on the sweep's sizes and on many. law: constants of
-    the generating law."""
+    """draw: a noisy sweep by its seed. clean: the same sizes without noise. world: what they are drawn from."""
 
     draw: Callable[[int], Table]
     clean: Callable[[], Table]
-    dense: Callable[[], Table]
-    law: dict[str, float]
-    generating: Truth | None = None
+    world: World
 
 
 def scenarios() -> dict[str, Scenario]:
     """The sweeps that intervals are judged on."""
-    truth = Truth()
-    dense = {**SMALL_SWEEP, **{(2, width): (16,) for width in DENSE_WIDTHS if (2, width) not in SMALL_SWEEP}}
-    quiet = {"sigma": 1e-9, "seeds": {}, "warmup": WARMUP}
-    laws = {
+    truth, law = Truth(), HOFFMANN
+    constants = {
         "critical-batch.B_star": truth.B_star,
         "critical-batch.alpha_B": truth.alpha_B,
         "critical-batch.slope": -1 / truth.alpha_B,
@@ -66,50 +65,56 @@ def scenarios() -> dict[str, Scenario]:
         "kaplan-ns.alpha_S": truth.alpha_S,
         "kaplan-ns.alpha_C_min": truth.alpha_C_min,
     }
-    a = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
-    g = (HOFFMANN["alpha"] * HOFFMANN["A"] / (HOFFMANN["beta"] * HOFFMANN["B"])) ** (
-        1 / (HOFFMANN["alpha"] + HOFFMANN["beta"])
-    )
-    hoffmann = {f"parametric.{name}": value for name, value in {**HOFFMANN, "a": a, "b": 1 - a, "G": g}.items()}
+    hoffmann = {f"parametric.{name}": float(value[0]) for name, value in parametric.constants(THETA[None]).items()}
     return {
         "kaplan": Scenario(
             lambda seed: synthetic_sweep(truth, tuning=TUNING, sigma=SIGMA, warmup=WARMUP, seed=seed),
-            lambda: synthetic_sweep(truth, **quiet),
-            lambda: synthetic_sweep(truth, cells=dense, **quiet),
-            laws,
-            truth,
+            lambda: synthetic_sweep(truth, sigma=1e-9, seeds={}, warmup=WARMUP),
+            World(constants, _kaplan, truth),
         ),
         "hoffmann": Scenario(
-            lambda seed: decayed_sweep(BUDGETS, shapes=SHAPES, sigma=SIGMA, seeds=3, seed=seed, **HOFFMANN),
-            lambda: decayed_sweep(BUDGETS, shapes=SHAPES, **HOFFMANN),
-            lambda: decayed_sweep(BUDGETS, shapes=DENSE_SHAPES, **HOFFMANN),
-            hoffmann,
+            lambda seed: decayed_sweep(BUDGETS, shapes=SHAPES, sigma=SIGMA, seeds=3, seed=seed, **law),
+            lambda: decayed_sweep(BUDGETS, shapes=SHAPES, **law),
+            World(hoffmann, _hoffmann),
         ),
     }
 
 
-def one(name: str, truth: dict[str, float], replicates: int, seed: int) -> list[Judged]:
+@cache
+def _surface() -> RectBivariateSpline:
+    """ln L of `kaplan` at the common batch against (ln N, ln D): the law is implicit, and read millions of times."""
+    ln_n, ln_tokens = np.linspace(5, 14, 100), np.linspace(7, 22, 300)
+    loss = [Truth().loss(math.exp(n), BATCH, np.exp(ln_tokens) / BATCH) for n in ln_n]
+    return RectBivariateSpline(ln_n, ln_tokens, np.log(loss))
+
+
+def _kaplan(ln_n: float, ln_tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(_surface()(ln_n, ln_tokens)[0])
+
+
+def _hoffmann(ln_n: float, ln_tokens: np.ndarray) -> np.ndarray:
+    return np.log(parametric.predict(THETA, np.exp(ln_n), np.exp(ln_tokens)))
+
+
+def one(name: str, replicates: int, seed: int) -> list[Judged]:
     """Analyse one noisy sweep."""
     torch.set_num_threads(1)
     scenario = scenarios()[name]
-    laws = derive(scenario.draw(seed), replicates=replicates, seed=seed)
-    return judge(laws, truth, scenario.generating)
+    return judge(derive(scenario.draw(seed), replicates=replicates, seed=seed, extras=False), scenario.world)
 
 
 def measure(name: str, sweeps: int, replicates: int, workers: int) -> pd.DataFrame:
     """Coverage of every quantity of one scenario, with the bias that its grid of sizes has without noise."""
-    scenario = scenarios()[name]
-    clean, dense = (named_estimates(derive(table(), replicates=0)) for table in (scenario.clean, scenario.dense))
-    truth = {**{quantity: e.value for quantity, e in dense.items()}, **scenario.law}
-    if name == "kaplan":  # its curves do not follow this law: no truth
-        truth = {quantity: value for quantity, value in truth.items() if not quantity.startswith("parametric")}
     with ProcessPoolExecutor(workers) as pool:
-        rows = pool.map(partial(one, name, truth, replicates), range(sweeps), chunksize=4)
-        frame = coverage(row for sweep in rows for row in sweep)
-    bias = {quantity: clean[quantity].value - value for quantity, value in truth.items() if quantity in clean}
+        rows = list(pool.map(partial(one, name, replicates), range(sweeps), chunksize=4))
+    frame = coverage(row for sweep in rows for row in sweep)
+    scenario = scenarios()[name]
+    clean = derive(scenario.clean(), replicates=0)
+    found, truth = named_estimates(clean), optimal(clean, scenario.world)
     frame.insert(0, "scenario", name)
-    frame["grid_bias"] = frame["quantity"].map(bias)
-    frame["truth_is"] = ["law" if q in scenario.law or " point" in q else "dense grid" for q in frame["quantity"]]
+    frame["grid_bias"] = [
+        found[q].value - truth[q] if q in truth and q in found else math.nan for q in frame["quantity"]
+    ]
     return frame
 
 

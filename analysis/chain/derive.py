@@ -21,10 +21,15 @@ import pandas as pd
 from analysis import isoflop, parametric
 from analysis.chain.adjusted import Adjusted
 from analysis.chain.checks import warn_coverage, warn_laws, warn_sizes, warn_table
+from analysis.chain.conventions import derive_conventions
 from analysis.chain.critical import derive_critical
+from analysis.chain.diagnose import diagnose_laws
 from analysis.chain.frontier import derive_frontier
+from analysis.chain.grid_bias import without_grid_bias
 from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
-from analysis.chain.results import Critical, Isoflop, Laws, Surface
+from analysis.chain.kaplan_loss import derive_kaplan
+from analysis.chain.limited_data import derive_data_laws
+from analysis.chain.results import Isoflop, Laws, Surface
 from analysis.chain.surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
 from analysis.critical_batch import tuning_scatter
 from analysis.outcome import LEVEL, Warnings
@@ -41,10 +46,17 @@ T = TypeVar("T")
 
 
 def derive(
-    table: Table, *, convention: str = "kaplan", replicates: int = REPLICATES, seed: int = 0, device: str = "cpu"
+    table: Table,
+    *,
+    convention: str = "kaplan",
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    device: str = "cpu",
+    extras: bool = True,
 ) -> Laws:
     """All laws of `table`, with N and C counted as `convention` says (`analysis.tables.conventions`), and 90% intervals
-    from `replicates` simulated sweeps (0: none). `device` is where the parametric law is fitted."""
+    from `replicates` simulated sweeps (0: none). `device` is where the parametric law is fitted. Without `extras` the
+    other conventions and the diagnoses are left out, which costs half the time."""
     began = time.perf_counter()
     table = apply(table, convention)
     rng = np.random.default_rng(seed)
@@ -68,17 +80,24 @@ def derive(
 
     use_open = len(sizes) >= LEAST_SIZES or len(closed_sizes) < len(sizes)
     chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
-    warn_coverage(chosen[0][0], chosen[1], warnings)
+    warn_coverage(chosen[0].runs, chosen[1], warnings)
     at = batch if use_open else None
     edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, at, law, measured, warnings))
+    flat_on = (open_samples, sizes)
     if not undecayed or len(isoflop.decayed_budgets(decayed)) >= 2:
+        flat_on = (closed_samples, closed_sizes)
         flat = _try(warnings, "isoflop", lambda: derive_isoflop_decayed(closed_samples, warnings))
     else:
         flat = _try(warnings, "isoflop", lambda: derive_isoflop(open_samples, sizes, warnings))
+    if len(chosen[1]) >= LEAST_SIZES:
+        edge, flat = without_grid_bias(*chosen, at, law, measured, edge, flat)
     ended = len(decayed) >= parametric.LEAST_POINTS and len(closed_sizes) >= parametric.LEAST_SIZES
     points = (closed_samples, closed_sizes) if ended or not undecayed else (open_samples, sizes)
     third = _try(warnings, "parametric", lambda: derive_parametric(*points, noise.sigma, warnings, device))
     surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, measured, flat, noise.sigma, warnings)
+    kaplan = derive_kaplan(*chosen, edge, surface, law, noise.sigma, warnings)
+    kaplan.laws.update(derive_data_laws(runs, warnings, replicates=replicates, seed=seed, device=device))
+    compared = extras and not (edge is None and flat is None)
     result = Laws(
         meta={},
         runs=_ends([*undecayed, *decayed]),
@@ -92,14 +111,18 @@ def derive(
         slice_lines=slice_lines,
         warnings=warnings,
         level=LEVEL,
+        kaplan=kaplan,
+        conventions=derive_conventions(table, chosen, flat_on, at) if compared else None,
     )
     warn_laws(result, warnings)
+    if extras:
+        result.diagnostics.update(diagnose_laws(result, *chosen, at, law, measured, noise.sigma))
     result.meta.update(_meta(table, convention, noise, tuning, replicates, time.perf_counter() - began))
     return result
 
 
 def _surface(
-    samples: Sequence[Sequence[Run]],
+    samples: bootstrap.Samples,
     sizes: Sequence[Size],
     batch: float | None,
     law: np.ndarray | None,
@@ -109,7 +132,7 @@ def _surface(
     warnings: Warnings,
 ) -> tuple[Surface | None, pd.DataFrame, pd.DataFrame]:
     """Kaplan's surface, and the slices with its lines through them."""
-    slices = derive_slices(samples[0], sizes, flat, batch)
+    slices = derive_slices(samples.runs, sizes, flat, batch)
     lines = pd.DataFrame(columns=["axis", "at", "params", "loss"])
     found = (
         None

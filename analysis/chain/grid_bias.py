@@ -14,17 +14,17 @@ import numpy as np
 
 from analysis import envelope as env
 from analysis import parametric
-from analysis.chain.frontier import derive_frontier, derive_isoflop, derive_isoflop_decayed
-from analysis.chain.results import Frontier, Isoflop
-from analysis.minima import per_token_at
+from analysis.chain.frontier import derive_frontier
+from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
+from analysis.chain.results import Frontier, Isoflop, exponent_name
 from analysis.outcome import Estimate, Warnings
 from analysis.power_law import PowerLaw
 from analysis.tables.sizes import Size, size_curves
 from analysis.uncertainty.bootstrap import Samples
+from analysis.uncertainty.dense import dense_optimum
 from sweep.schema import InputError
 
 _POINTS = 24  # of each size's curve that the smooth law is fitted to
-_SIZES, _LENGTHS = 300, 400  # of the grids on which the law's optimum is read
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _World:
     theta: np.ndarray
     samples: Samples
 
-    def loss(self, ln_n: np.ndarray, ln_tokens: np.ndarray) -> np.ndarray:
+    def loss(self, ln_n: np.ndarray | float, ln_tokens: np.ndarray) -> np.ndarray:
         """ln L of the law."""
         return _ln_loss(self.theta, ln_n, ln_tokens)
 
@@ -74,6 +74,10 @@ def _make_world(samples: Samples, sizes: Sequence[Size]) -> _World:
     return _World(best, Samples(runs))
 
 
+def _sizes(sizes: Sequence[Size]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([s.params for s in sizes]), np.array([s.flops_per_token for s in sizes])
+
+
 def _starts(n: np.ndarray, d: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(ln A, alpha, ln B, beta, ln E): a third of the loss in each term, several exponents."""
     third = y.mean() - np.log(3)
@@ -84,29 +88,6 @@ def _starts(n: np.ndarray, d: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _ln_loss(theta: np.ndarray, ln_n: np.ndarray | float, ln_d: np.ndarray) -> np.ndarray:
     ln_a, alpha, ln_b, beta, ln_e = theta
     return np.logaddexp(np.logaddexp(ln_a - alpha * ln_n, ln_b - beta * ln_d), ln_e)
-
-
-def _optimum(
-    world: _World, sizes: Sequence[Size], batch: float, law: tuple[float, float] | None, at: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ln N, ln L and ln k of the law's best size at ln C (with a B_crit law: ln C_min) = `at`."""
-    known_n, known_k = np.log([(s.params, s.flops_per_token) for s in sizes]).T
-    ln_n = np.linspace(known_n[0] - 1, known_n[-1] + 1, _SIZES)
-    ln_k = per_token_at(known_n, known_k, ln_n)
-    ln_d = np.linspace(at.min() - ln_k.max() - 1, at.max() - ln_k.min() + 3, _LENGTHS)
-    values = np.empty((_SIZES, len(at)))
-    for i in range(_SIZES):
-        ln_l = world.loss(ln_n[i], ln_d)
-        x = ln_k[i] + ln_d
-        if law is not None:
-            x = x - np.logaddexp(0.0, np.log(batch) - (law[0] + law[1] * ln_l))
-        values[i] = np.interp(at, x, ln_l)
-    low = np.clip(values.argmin(axis=0), 1, _SIZES - 2)
-    columns = np.arange(len(at))
-    left, middle, right = (values[low + shift, columns] for shift in (-1, 0, 1))
-    step = (left - right) / (2 * (left - 2 * middle + right))
-    best = ln_n[low] + step * (ln_n[1] - ln_n[0])
-    return best, middle - (left - right) * step / 4, per_token_at(known_n, known_k, best)
 
 
 def _try_frontier(
@@ -127,8 +108,8 @@ def _try_frontier(
         rows = clean.optima[(clean.optima["kind"] == kind) & (clean.optima["edge"] == "interior")]
         at = np.log(rows["flops"].to_numpy(dtype=float))
         pair = None if kind == "raw" or law is None else (float(law[0, 0]), float(law[0, 1]))
-        best = _optimum(world, sizes, batch or sizes[0].batch, pair, at)
-        truth = env.fit_lines(at, env.quantities(at, best[0], best[2], best[1], batch, pair))
+        best = dense_optimum(world.loss, *_sizes(sizes), batch, pair, at)
+        truth = env.fit_lines(at, env.quantities(at, best.ln_n, best.ln_k, best.ln_l, batch, pair))
         fits[kind], draws[kind] = {}, dict(found.draws.get(kind, {}))
         for name, fit in found.fits[kind].items():
             bias = (
@@ -136,8 +117,7 @@ def _try_frontier(
                 clean.fits[kind][name].exponent.value - truth[name][1],
             )
             fits[kind][name] = PowerLaw(_scaled(fit.coefficient, bias[0]), _moved(fit.exponent, bias[1]))
-            exponent = {"N": "a", "D": "b"}.get(name, f"{name}_exponent")
-            _move_draws(draws[kind], {exponent: bias[1]}, {f"{name}_coefficient": bias[0]})
+            _move_draws(draws[kind], {exponent_name(name): bias[1]}, {f"{name}_coefficient": bias[0]})
     shares = found.shares.copy()
     if len(shares):
         exponents = [fits["adjusted"][name].exponent for name in shares["quantity"]]
@@ -157,10 +137,10 @@ def _try_isoflop(found: Isoflop, world: _World, sizes: Sequence[Size]) -> Isoflo
         return found
     used = clean.optima[clean.optima["used"]]
     at = np.log(used["budget"].to_numpy(dtype=float))
-    ln_n, ln_l, ln_k = _optimum(world, sizes, sizes[0].batch, None, at)
+    best = dense_optimum(world.loss, *_sizes(sizes), None, None, at)
     moves, scales = {}, {}
-    for name, y in (("N", ln_n), ("D", at - ln_k), ("L", ln_l)):
-        exponent = {"N": "a", "D": "b"}.get(name, f"{name}_exponent")
+    for name, y in (("N", best.ln_n), ("D", at - best.ln_k), ("L", best.ln_l)):
+        exponent = exponent_name(name)
         intercept, slope = env.fit_lines(at, {name: y})[name]
         moves[exponent] = clean.fit[exponent].value - slope
         scales[f"{name}_coefficient"] = float(np.log(clean.fit[f"{name}_coefficient"].value)) - intercept

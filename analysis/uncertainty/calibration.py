@@ -1,28 +1,27 @@
 """Do intervals hold what they say? Sweeps drawn from known laws are analysed, and the truth is sought in each interval.
 
-Truth is the generating law for its own constants, and for the frontier and isoflop the noise-free procedure on a dense
-grid of sizes; what the few sizes of a real sweep change in that procedure without any noise is the bias of the grid,
-reported apart. `scripts/bench_calibration.py` runs it and writes the table that `labels` reads: a quantity whose
-coverage left the accepted band carries "calibrated": false in every result.
+Truth is the generating law for its own constants, and for the frontier and isoflop the optimum of that law on a dense
+grid of sizes at the compute values the sweep was read at; what the few sizes of a real sweep change in the procedure
+without any noise is the bias of the grid, reported apart. `scripts/bench_calibration.py` runs it and writes the table
+that `analysis.uncertainty.labels` reads: a quantity whose coverage left the band is labelled in every result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from analysis.chain.results import Laws
+from analysis import envelope as env
+from analysis.chain.results import Critical, Laws, exponent_name
 from analysis.outcome import LEVEL, Estimate
+from analysis.uncertainty.dense import dense_optimum
 from analysis.uncertainty.simulate import Truth
 
 ACCEPTED = (0.85, 0.95)  # coverage of nominal 90% intervals
-TABLE = "calibration.csv"
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,11 @@ def named_estimates(laws: Laws) -> dict[str, Estimate]:
         found["critical-batch"] = laws.critical.law
     if laws.frontier is not None:
         for kind, fits in laws.frontier.fits.items():
-            parts = {q: {"exponent": law.exponent, "coefficient": law.coefficient} for q, law in fits.items()}
-            if kind == "raw":
-                parts.pop("B", None)  # fixed, not found
-            found[f"frontier {kind}"] = {f"{q}_{part}": e for q, own in parts.items() for part, e in own.items()}
+            own: dict[str, Estimate] = {}
+            for quantity, law in fits.items():
+                if not (kind == "raw" and quantity == "B"):  # fixed, not found
+                    own |= {exponent_name(quantity): law.exponent, f"{quantity}_coefficient": law.coefficient}
+            found[f"frontier {kind}"] = own
     if laws.isoflop is not None and laws.isoflop.fit is not None:
         found["isoflop"] = laws.isoflop.fit
     if laws.parametric is not None:
@@ -54,22 +54,70 @@ def named_estimates(laws: Laws) -> dict[str, Estimate]:
     return {f"{law}.{name}": e for law, estimates in found.items() for name, e in estimates.items()}
 
 
-def judge(laws: Laws, truth: Mapping[str, float], law: Truth | None = None) -> list[Judged]:
-    """Every estimate that has an interval and a truth. With the generating `law`, B_crit at the loss it is stated at
-    and S_min, E_min and B_crit of every used point are judged too."""
+@dataclass(frozen=True)
+class World:
+    """What a sweep was drawn from. constants: by "law.name". ln_loss: (ln N, ln D) -> ln L of its runs at the batch the
+    sizes share. kaplan: Kaplan's law, where it is that."""
+
+    constants: Mapping[str, float]
+    ln_loss: Callable[[float, np.ndarray], np.ndarray]
+    kaplan: Truth | None = None
+
+
+def judge(laws: Laws, world: World) -> list[Judged]:
+    """Every estimate that has an interval and a truth."""
+    truth = {**world.constants, **optimal(laws, world)}
     rows = [Judged(name, truth[name], e) for name, e in named_estimates(laws).items() if name in truth]
-    if law is not None and laws.critical is not None:
-        critical = laws.critical
-        if critical.law is not None and critical.at_loss is not None:
-            at = float(law.B_crit(critical.at_loss))
-            rows.append(Judged("critical-batch.B_crit", at, critical.law["B_crit"]))
-        for point in critical.points[critical.points["used"]].to_dict("records"):
-            s_min = float(law.S_min(point["params"], point["target_loss"]))
-            batch = float(law.B_crit(point["target_loss"]))
-            for name, value in (("S_min", s_min), ("E_min", s_min * batch), ("B_crit", batch)):
-                own = Estimate(point[name], point[f"{name}_se"], point[f"{name}_low"], point[f"{name}_high"])
-                rows.append(Judged(f"critical-batch.{name} of a point", value, own))
+    if world.kaplan is not None and laws.critical is not None:
+        rows += _points(laws.critical, world.kaplan)
     return [row for row in rows if row.estimate.low is not None and row.estimate.high is not None]
+
+
+def optimal(laws: Laws, world: World) -> dict[str, float]:
+    """Lines through the law's own optima at the compute values of the frontier and isoflop."""
+    truth: dict[str, float] = {}
+    frontier, isoflop = laws.frontier, laws.isoflop
+    params = np.unique(laws.runs["params"].to_numpy(dtype=float))
+    if frontier is not None:
+        for kind in frontier.fits:
+            rows = frontier.optima[(frontier.optima["kind"] == kind) & (frontier.optima["edge"] == "interior")]
+            at = np.log(rows["flops"].to_numpy(dtype=float))
+            law = None
+            if kind == "adjusted" and world.kaplan is not None:
+                law = float(np.log(world.kaplan.B_star)), -1 / world.kaplan.alpha_B
+            batch = frontier.batch_tokens
+            best = dense_optimum(world.ln_loss, params, 6 * params, batch, law, at)
+            lines = env.fit_lines(at, env.quantities(at, best.ln_n, best.ln_k, best.ln_l, batch, law))
+            truth |= _line_constants(f"frontier {kind}", lines)
+    if isoflop is not None and isoflop.fit is not None:
+        at = np.log(isoflop.optima[isoflop.optima["used"]]["budget"].to_numpy(dtype=float))
+        best = dense_optimum(world.ln_loss, params, 6 * params, None, None, at)
+        lines = env.fit_lines(at, {"N": best.ln_n, "D": at - best.ln_k, "L": best.ln_l})
+        truth |= _line_constants("isoflop", lines)
+    return truth
+
+
+def _line_constants(law: str, lines: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    found = {}
+    for name, (intercept, slope) in lines.items():
+        found[f"{law}.{exponent_name(name)}"] = slope
+        found[f"{law}.{name}_coefficient"] = float(np.exp(intercept))
+    return found
+
+
+def _points(critical: Critical, law: Truth) -> list[Judged]:
+    """B_crit at the loss it is stated at, and S_min, E_min and B_crit of every used point."""
+    rows = []
+    if critical.law is not None and critical.at_loss is not None:
+        at = float(law.B_crit(critical.at_loss))
+        rows.append(Judged("critical-batch.B_crit", at, critical.law["B_crit"]))
+    for point in critical.points[critical.points["used"]].to_dict("records"):
+        s_min = float(law.S_min(point["params"], point["target_loss"]))
+        batch = float(law.B_crit(point["target_loss"]))
+        for name, value in (("S_min", s_min), ("E_min", s_min * batch), ("B_crit", batch)):
+            own = Estimate(point[name], point[f"{name}_se"], point[f"{name}_low"], point[f"{name}_high"])
+            rows.append(Judged(f"critical-batch.{name} of a point", value, own))
+    return rows
 
 
 def coverage(judged: Iterable[Judged]) -> pd.DataFrame:
@@ -104,14 +152,3 @@ def binomial_band(number: int, share: float = LEVEL, level: float = 0.999) -> tu
     """Counts between which a binomial variable of `number` draws at `share` lies with probability `level`."""
     low, high = binom.interval(level, number, share)
     return int(low), int(high)
-
-
-@cache
-def labels() -> dict[str, bool]:
-    """Quantity -> whether its coverage was within `ACCEPTED` in every scenario of the shipped table."""
-    table = files("analysis.uncertainty").joinpath(TABLE)
-    if not table.is_file():
-        return {}
-    with table.open(encoding="utf-8") as file:
-        frame = pd.read_csv(file)
-    return {str(name): bool(mine.all()) for name, mine in frame.groupby("quantity")["calibrated"]}
