@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.cli.laws import Law, array
 from analysis.cli.parser import device
 from analysis.outcome import Outcome, plain
-from analysis.tables.coverage import warn_points
+from analysis.tables.coverage import warn_parabolas, warn_points
 from analysis.tables.points import Points, load
 from analysis.uncertainty.diagnostics import Diagnosis, diagnose
 from analysis.uncertainty.holdout import hold_out
@@ -84,7 +84,9 @@ def _outcome(law: Law, rows: pd.DataFrame, arguments: argparse.Namespace, common
     """One fit with its diagnosis, as JSON."""
 
     found = law.fit(rows, arguments, dict(common))
-    warn_points(found.frames.get("points", rows), law.name, found.warnings)
+    warn_points(_with_the_rest(found.frames.get("points"), rows), law.name, found.warnings)
+    if law.name == "isoflop" and arguments.method == "parabola":
+        warn_parabolas(found.frames["optima"], law.name, found.warnings)
     more: dict[str, Any] = {"converged": all(w["code"] != FAILED for w in found.warnings)}
     if law.name != "critical-batch":
         diagnosis = _diagnosis(law, found, rows, arguments, common)
@@ -97,6 +99,14 @@ def _outcome(law: Law, rows: pd.DataFrame, arguments: argparse.Namespace, common
         result |= {"x": arguments.x, "y": arguments.y}
         result["span"] = {arguments.x: result["span"]["x"], arguments.y: result["span"]["y"]}
     return result
+
+
+def _with_the_rest(points: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame:
+    """A fit's points with what else the table knows of them."""
+    if points is None or len(points) != len(rows):
+        return rows
+    more = [name for name in ("unique_tokens", "schedule") if name in rows and name not in points]
+    return points.assign(**{name: rows[name].to_numpy() for name in more})
 
 
 def _diagnosis(
@@ -119,10 +129,12 @@ def _diagnosis(
     if not arguments.diagnose:
         return Diagnosis(residuals_of(found, run=run), None, held)
     refit = None
-    if law.name == "parametric" and not arguments.no_offset:
+    if law.name == "parametric":
         refit = parametric_refit(
             columns["params"], columns["tokens"], columns["loss"], found.estimates, weights=array(rows, "weight"),
             kind=arguments.loss, delta=arguments.delta,
         )  # fmt: skip
+    if run is None and law.name != "frontier":  # whose sizes are left out
+        run = rows.index.to_numpy()  # so that rows have the table's own numbers
     part = diagnose(found, fit, columns, run=run, refit=refit)
     return Diagnosis(part.residuals, part.influence, held)
