@@ -2,7 +2,10 @@
 
 The runs are what is independent: the points of one curve share its seed. A replicate therefore draws whole runs with
 replacement, as weights (how often each was drawn), and starts from the distinct best optima of the fit itself.
-Replicates that lose too many sizes or horizons to determine the law are drawn again, and the number is said.
+Replicates that lose too many sizes or horizons to determine the law are drawn again, and the number is said. The
+deviations of the replicates are widened by sqrt(runs/(runs - parameters)), as cluster-robust errors are. Of simulated
+intervals of the four constants of L(N, S_min), nominally 90%, 84 to 92% covered the truth with 24 runs and 78 to 81%
+with 8 without it; with it 90 to 91% and 90 to 93%.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from analysis.outcome import Estimate, Outcome, Warnings
 from analysis.uncertainty.bootstrap import estimate
 from sweep.schema import InputError
 
-FEW_RUNS = 10  # below, resampled runs are too alike, and the intervals too narrow
+FEW_RUNS = 6  # below, resampled runs are few and lumpy: simulated intervals of 5 and 6 covered 93 to 98%
 _OPTIMA = 3  # distinct best optima from which every replicate starts
 _RIVAL = 0.5  # of the best objective: optima farther above it stay worse in replicates
 _STEP = 1e-6  # of the numerical derivatives of the constants, relative
@@ -174,8 +177,7 @@ def _replicates(task: Task, best: engine.Fit, count: int, seed: int, warnings: W
     runs = int(task.run.max()) + 1
     if runs < FEW_RUNS:
         warnings.add(
-            task.law, "few_runs", f"{runs} runs are few to resample; the intervals are too narrow, take them as a "
-            "lower bound"
+            task.law, "few_runs", f"{runs} runs are few to resample: the intervals are rough"
         )  # fmt: skip
     counts, again = run_counts(task.run, task.columns, task.least, count, np.random.default_rng(seed))
     if again:
@@ -193,7 +195,9 @@ def _replicates(task: Task, best: engine.Fit, count: int, seed: int, warnings: W
                 task.law, "replicates_not_converged", f"{number} of {count} replicates did not converge; they are left "
                 "out of the intervals"
             )  # fmt: skip
-    return theta
+    # p fitted constants take p/runs off the square of the residuals, and so off what resampling gives.
+    freedom = max(1, runs - theta.shape[1])
+    return best.parameters + np.sqrt(runs / freedom) * (theta - best.parameters)
 
 
 def _least_squares_errors(task: Task, theta: np.ndarray, best: engine.Fit) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from analysis import engine
 from analysis.uncertainty import resample
 from sweep.schema import InputError
 
@@ -51,3 +52,35 @@ def test_distinct_optima() -> None:
     optima = np.arange(7.0)[:, None]
     np.testing.assert_array_equal(resample.distinct(optima, objective)[:, 0], [0, 2, 4])
     np.testing.assert_array_equal(resample.distinct(optima[[0, 6]], objective[[0, 6]])[:, 0], [0])
+
+
+def test_replicates_are_weighted_fits_widened_by_what_the_constants_take() -> None:
+    """A line through eight runs of one point: each draw is the weighted least-squares slope of the runs drawn, its
+    deviation from the fit's multiplied by sqrt(8/6)."""
+    rng = np.random.default_rng(0)
+    ln_x = np.linspace(-1, 1, 8)
+    ln_loss = 1 - 0.3 * ln_x + 0.01 * rng.standard_normal(8)
+    design = np.stack([np.ones(8), ln_x], axis=1)
+
+    def solve(weights: np.ndarray, starts: np.ndarray) -> engine.Fit:
+        return engine.solve(design[None], ln_loss, starts, weights=weights)
+
+    task = resample.Task(
+        law="line",
+        columns={"x": np.exp(ln_x)},
+        loss=np.exp(ln_loss),
+        weights=np.ones(8),
+        run=np.arange(8),
+        solve=solve,
+        starts=np.array([[1.0, -0.3]]),
+        constants=lambda theta: {"slope": np.asarray(theta)[..., 1]},
+        ln_fitted=lambda theta: design @ theta,
+        least={"x": 2},
+        squared=True,
+    )
+    found = resample.fit(task, bootstrap=50, seed=3)
+    counts, _ = resample.run_counts(task.run, task.columns, task.least, 50, np.random.default_rng(3))
+    slopes = np.array([np.polyfit(ln_x, ln_loss, 1, w=np.sqrt(w))[0] for w in counts])
+    slope = np.polyfit(ln_x, ln_loss, 1)[0]
+    np.testing.assert_allclose(found.draws["slope"], slope + np.sqrt(8 / 6) * (slopes - slope), rtol=1e-7)
+    assert found.estimates["slope"].value == pytest.approx(slope, rel=1e-9)
