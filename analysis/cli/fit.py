@@ -15,8 +15,10 @@ from analysis.cli.parser import CONVENTIONS, Parser, count
 
 COMPARED = ("isoflop", "frontier")  # laws whose exponents under all conventions are one table
 # Flags of a table of points: with one of them a sweep is read as its runs' last evaluations.
-OF_POINTS = ("by", "columns", "weights", "drop_highest", "loss", "no_offset", "holdout_above", "diagnose", "noise",
-             "optimal_batch", "critical_batch")  # fmt: skip
+OF_POINTS = (
+    "by", "columns", "weights", "drop_highest", "loss", "no_offset", "holdout_above", "diagnose", "method", "noise",
+    "optimal_batch", "critical_batch", "base",
+)  # fmt: skip
 
 HELP = """\
 Fit one law to a table (CSV or Parquet; any two of the columns params, tokens and flops give the third, C = 6ND) or to
@@ -115,10 +117,8 @@ def is_sweep(path: Path) -> bool:
 
 def _fit(law: Law, arguments: argparse.Namespace) -> dict[str, Any]:
     """The fit's JSON."""
-    of_points = [name for name in OF_POINTS if getattr(arguments, name, None)]
-    if getattr(arguments, "method", None):
-        of_points.append("method")
-    if is_sweep(arguments.table) and law.name != "power-law" and not of_points:
+    of_points = law.name == "power-law" or any(getattr(arguments, name, None) for name in OF_POINTS)
+    if is_sweep(arguments.table) and not of_points:
         from analysis.cli.chain import fit_sweep
 
         return fit_sweep(law.name, arguments)

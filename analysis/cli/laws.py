@@ -44,16 +44,16 @@ class Law:
         """What the law takes from the table under these flags."""
         from analysis.tables.columns import Needs
 
-        columns, optional, highest = self.columns, self.optional, "loss"
+        columns, highest = self.columns, "loss" if self.highest else None
         if self.name == "power-law":
             columns, highest = (arguments.x, arguments.y), arguments.y
         elif self.name == "kaplan-ns" and arguments.critical_batch:
             columns = ("params", "steps", "batch_tokens", "loss")
-        elif self.name == "critical-batch":
-            highest = ""
         return Needs(
-            self.name, columns, optional, self.labels, highest or None, self.weights, curves=self.name == "frontier"
-        )
+            self.name, columns, self.optional, self.labels, highest, self.weights,
+            constant=("flops", "steps", "batch_tokens") if self.name in ("isoflop", "kaplan-ns") else (),
+            curves=self.name == "frontier",
+        )  # fmt: skip
 
 
 def array(frame: pd.DataFrame, name: str) -> np.ndarray | None:
@@ -86,7 +86,7 @@ def _fit_isoflop(frame: pd.DataFrame, arguments: argparse.Namespace, common: dic
     from analysis import isoflop
 
     params, loss, flops = _columns(frame, "params", "loss", "flops")
-    options = _resampling(common) | {"method": arguments.method, "noise": arguments.noise}
+    options = _resampling(common) | {"method": arguments.method or "parabola", "noise": arguments.noise}
     return isoflop.fit(params, loss, flops, tokens=array(frame, "tokens"), weights=array(frame, "weight"), **options)
 
 
@@ -167,8 +167,8 @@ def _critical_batch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _isoflop_flags(parser: argparse.ArgumentParser) -> None:
-    text = "minimum of each budget: a parabola through five points, or Akima's interpolant (default %(default)s)"
-    parser.add_argument("--method", choices=("parabola", "akima"), default="parabola", help=text)
+    text = "minimum of each budget: a parabola through five points, or Akima's interpolant (default parabola)"
+    parser.add_argument("--method", choices=("parabola", "akima"), help=text)
     text = "standard deviation of ln(loss) between seeds (default: estimated)"
     parser.add_argument("--noise", type=float, metavar="SD", help=text)
 

@@ -7,7 +7,6 @@ from typing import NoReturn
 
 from sweep.schema import InputError
 
-
 CONVENTIONS = ("kaplan", "with_head", "total", "chinchilla")  # of `analysis.tables.conventions`, without its imports
 
 

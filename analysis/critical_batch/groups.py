@@ -155,7 +155,7 @@ def _keys(g: Group, target: int, with_group: bool, with_target: bool) -> dict[st
         reason = f"B_crit lies {side} the batches: a bound"
     return {
         "group": plain(g.name) if with_group else None,
-        "target_loss": float(np.exp(g.targets[target])) if with_target else None,
+        "target_loss": float(f"{np.exp(g.targets[target]):.12g}") if with_target else None,
         "batches": len(np.unique(batches)),
         "used": not reason,
         "reason": reason,

@@ -20,7 +20,8 @@ _FALLBACK = {"loss": "test_loss", "run": "run_id"}  # the names in a sweep's own
 class Needs:
     """What one law takes from a table. columns: positive numbers that it cannot do without. optional: positive numbers
     it uses where every row has them. labels: columns taken as they are. highest: what `drop_highest` looks at. weights:
-    whether it takes any. curves: of a sweep it takes every evaluation, not the last."""
+    whether it takes any. constant: columns that may be the same in all rows. curves: of a sweep it takes every
+    evaluation, not the last."""
 
     law: str
     columns: tuple[str, ...]
@@ -28,6 +29,7 @@ class Needs:
     labels: tuple[str, ...] = ()
     highest: str | None = "loss"
     weights: bool = True
+    constant: tuple[str, ...] = ()
     curves: bool = False
 
 

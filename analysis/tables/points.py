@@ -170,13 +170,12 @@ def _drop_highest(
 
 
 def _refuse_constants(frame: pd.DataFrame, needs: Needs, by: str | None, source: str) -> None:
-    """A law over a quantity needs at least two values of it; an isoflop slice has one compute, which the law itself
-    answers."""
+    """A law over a quantity needs at least two values of it."""
     groups = frame.groupby(by, sort=False) if by else [(None, frame)]
     for label, rows in groups:
         where = f" of {by} {label!s}" if by else ""
         for name in needs.columns:
-            if rows[name].nunique() == 1 and not (needs.law == "isoflop" and name == "flops"):
+            if rows[name].nunique() == 1 and name not in needs.constant:
                 raise InputError(
                     f"{source}: {name} is {rows[name].iloc[0]:g} in {'the one row' if len(rows) == 1 else 'all rows'}"
                     f"{where}; {needs.law} needs different values of it"
