@@ -4,13 +4,14 @@ The sizes are compared on one curve each (`analysis.tables.sizes`). Raw means ag
 with k the training FLOPs per token (6 N, unless the convention counts more); adjusted means against C_min =
 C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of its own loss.
 
-Sizes are discrete, so the best of them jumps: a line through the raw envelope's sizes has an exponent up to 0.13 too
-low with six sizes (simulated, planted 0.62). The exponents therefore come from one quadratic surface of ln L in (ln
-C, ln N), least squares over the sizes within a factor of 3 of its own minimum (the neighbours at least); that minimum
-over N is a power law of C. On planted laws with 5 to 8 sizes its bias is at most about 0.02, with and without noise,
-and its scatter is below that of parabolas for each C, which give the points N_opt(C). Wider windows scatter less and
-are biased where the loss is no parabola in ln N: real curves flatten towards large, undertrained sizes, and twice the
-width lowered the exponent of such a sweep by 0.1.
+Sizes are discrete, so the best of them jumps: a line through the sizes of the envelope itself (`envelope_lines`) has an
+exponent that is wrong by up to 0.12 with six sizes (simulated, planted 0.62), and with many sizes their noise decides
+which is best: 0.3% of noise lowers it by 0.03 with fifty. The exponents therefore come from one surface of ln L in (ln
+C, ln N) (`fit_surface`), least squares over the sizes within a factor of 3 of its own minimum (the neighbours at least).
+On planted laws with 5 to 100 sizes its bias is at most 0.003, with and without noise, and its scatter below that of the
+envelope. The curvature over ln N must be free to change along C: held equal, it raised the exponent by 0.02. Wider
+windows scatter less and are biased where the loss is no parabola in ln N: real curves flatten towards large,
+undertrained sizes, and twice the width lowered the exponent of such a sweep by 0.1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from sweep.schema import InputError
 GRID_PER_DECADE = 12
 VALUES = 1500  # of compute, log-spaced, at which the envelope itself is read (Hoffmann et al. 2022, section 3.1)
 FACTOR = 3.0  # in N around the best size: what the surface and the parabolas at each compute take in
-_ROUNDS = 8  # of fitting the surface around its own minimum
+_ROUNDS = 12  # of fitting the surface around its own minimum
+_FREELY = 4  # of them with whole steps: two sets of points may each lead to the other, and halves settle between
+_STILL = 1e-4  # in ln N: a line that moves less has settled
+_FLAT = 0.05  # of the curvature in the middle: what it may fall to along C
+_NO_SURFACE = np.full(6, np.nan)
 
 
 def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np.ndarray:
@@ -67,47 +72,75 @@ def read_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarra
 
 
 def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:
-    """Quadratic surface of ln L in (ln C, ln N) near its own minimum over N: coefficients of 1, c, c^2, n, n c, n^2
-    with c, n from `grid.mean()`, `ln_n.mean()`. nan where there are fewer than three interior optima or no minimum.
+    """The valley of ln L over ln N along ln C: (n0, a, d, l0, l1, l2) with c = ln C - `grid.mean()`, ln N_opt = n0 + a
+    c, ln L(N) = ln L_opt + d ln^2(N/N_opt) at c = 0, and ln L_opt = l0 + l1 c + l2 c^2. nan where there are fewer than
+    three interior optima or no minimum.
 
-    The first fit takes the sizes around the lowest one at each interior compute. The lowest is low by noise as well as
-    by size, which draws the minimum towards it; so the fit is repeated on the sizes around the fitted line N_opt(C),
-    wherever that lies between the smallest and the largest size, until the points no longer change.
+    Around the line N_opt(C), with u the distance from it in ln N, ln L = l(C) + (t0 + t1 c) u + (d + d1 c) u^2 by least
+    squares, l free at each C. Where its minimum is not on the line, the line moves there, until it stays. The first
+    line is through the sizes around the lowest one at each interior compute. The lowest is low by noise as well as by
+    size, which draws the minimum towards it; so from then on the sizes around the line are taken, wherever that lies
+    between the smallest and the largest size.
     """
     if optima.interior.sum() < 3:
-        return np.full(6, np.nan)
-    known = np.isfinite(values)
+        return _NO_SURFACE
+    known, c = np.isfinite(values), grid - grid.mean()
     take = optima.window & optima.interior
-    for _ in range(_ROUNDS):
-        k = _quadratic(ln_n, grid, values, take)
-        if not np.isfinite(k).all():
-            return k
-        best, _ = surface_optimum(k, ln_n, grid, grid)
+    line_of = np.array(line(c, np.where(optima.interior, ln_n[optima.index], np.nan)))
+    for turn in range(_ROUNDS):
+        found = _valley(ln_n, c, values, take, line_of)
+        if found is None:
+            return _NO_SURFACE
+        step, bend, level = found
+        line_of = line_of + (step if turn < _FREELY else step / 2)
+        best = line_of[0] + line_of[1] * c
         left = np.where(known & (ln_n[:, None] <= best), ln_n[:, None], -np.inf).max(axis=0)
         right = np.where(known & (ln_n[:, None] >= best), ln_n[:, None], np.inf).min(axis=0)
         near = np.abs(ln_n[:, None] - best) <= math.log(FACTOR)
         near |= (ln_n[:, None] == left) | (ln_n[:, None] == right)
         again = known & near & (best >= ln_n[0]) & (best <= ln_n[-1])
-        if (again == take).all():
+        if (again == take).all() and np.abs(step * (1, np.ptp(c))).max() < _STILL:
             break
         take = again
-    return k
+    good = np.isfinite(level)
+    falls = np.polynomial.polynomial.polyfit(c[good], level[good], min(2, int(good.sum()) - 1))
+    return np.array([*line_of, bend, *np.pad(falls, (0, 3 - len(falls)))])
 
 
-def _quadratic(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, take: np.ndarray) -> np.ndarray:
-    """Least squares of the surface's six terms on the points `take` [sizes, g]."""
+def _valley(
+    ln_n: np.ndarray, c: np.ndarray, values: np.ndarray, take: np.ndarray, line_of: np.ndarray
+) -> tuple[np.ndarray, float, np.ndarray] | None:
+    """By how much (intercept, slope) the minimum lies off the line, the curvature at c = 0, and ln L of the minimum at
+    each compute; from the points `take` [sizes, g]. None where there is no minimum."""
+    take = take & (take.sum(axis=0) > 1)
     sizes, columns = np.nonzero(take)
-    c, n = grid[columns] - grid.mean(), ln_n[sizes] - ln_n.mean()
-    design = np.stack([np.ones_like(c), c, c * c, n, n * c, n * n], axis=1)
-    k, _, rank, _ = np.linalg.lstsq(design, values[take], rcond=None)
-    return k if rank == 6 and k[5] > 0 else np.full(6, np.nan)
+    u, y, at = ln_n[sizes] - line_of[0] - line_of[1] * c[columns], values[sizes, columns], c[columns]
+    number = np.bincount(columns, minlength=len(c))
+
+    def mean(of: np.ndarray) -> np.ndarray:
+        return np.bincount(columns, of, minlength=len(c)) / np.maximum(number, 1)
+
+    terms = np.stack([u, u * at, u * u, u * u * at], axis=1)
+    for free in (4, 3):  # a curvature that changes sign along C is noise: then it is held equal
+        design = np.stack([term - mean(term)[columns] for term in terms.T[:free]], axis=1)
+        k, _, rank, _ = np.linalg.lstsq(design, y - mean(y)[columns], rcond=None)
+        t0, t1, d, d1 = np.pad(k, (0, 4 - free))
+        used = number > 0
+        if rank == free and (d + d1 * c[used] > _FLAT * abs(d)).all():
+            break
+    else:
+        return None
+    tilt, bend = t0 + t1 * c, np.where(used, d + d1 * c, 1.0)
+    off = np.where(used, -tilt / (2 * bend), np.nan)
+    level = np.where(used, mean(y - terms[:, :free] @ k) + tilt * off / 2, np.nan)
+    step = np.array(line(c, off))
+    return (step, float(d), level) if np.isfinite(step).all() else None
 
 
-def surface_optimum(k: np.ndarray, ln_n: np.ndarray, grid: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ln N_opt, ln L) of the surface's minimum over N at ln C = `at`; the first is a straight line."""
+def surface_optimum(k: np.ndarray, grid: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ln N_opt, ln L_opt) of `fit_surface` at ln C = `at`; the first is a straight line."""
     c = at - grid.mean()
-    n = -(k[3] + k[4] * c) / (2 * k[5])
-    return n + ln_n.mean(), k[0] + k[1] * c + k[2] * c * c + (k[3] + k[4] * c) * n / 2
+    return k[0] + k[1] * c, k[3] + c * (k[4] + k[5] * c)
 
 
 def quantities(

@@ -122,7 +122,7 @@ def _derive_kind(
     if not np.isfinite(surfaces[0]).all():
         return _Kind(frame, shown)
     lines = _fit_lines(surfaces, ln_n, ln_k, grid, at, laws, batch)
-    found = {"curvature": surfaces[:, 5]} | {
+    found = {"curvature": surfaces[:, 2]} | {
         f"{name} {part}": np.exp(k[:, 0]) if part == "coefficient" else k[:, 1]
         for name, k in lines.items()
         for part in ("exponent", "coefficient")
@@ -174,7 +174,7 @@ def _fit_lines(
     """Intercept and exponent [samples, 2] of each of `QUANTITIES` that the runs themselves determine."""
     rows = []
     for k, own in zip(surfaces, laws, strict=True):
-        best_n, best_l = env.surface_optimum(k, ln_n, grid, at)
+        best_n, best_l = env.surface_optimum(k, grid, at)
         rows.append(env.fit_lines(at, env.quantities(at, best_n, per_token_at(ln_n, ln_k, best_n), best_l, batch, own)))
     lines = {name: np.array([row[name] for row in rows]) for name in QUANTITIES}
     return {name: k for name, k in lines.items() if np.isfinite(k[0]).all()}

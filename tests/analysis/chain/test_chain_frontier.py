@@ -110,7 +110,7 @@ def test_surface_of_a_quadratic_is_exact() -> None:
     optimum = 0.6 * (grid - 22) + ln_n.mean()
     values = 0.02 * (ln_n[:, None] - optimum) ** 2 + 1 - 0.05 * (grid - 22)
     k = env.fit_surface(ln_n, grid, values, find_optima(ln_n, values))
-    best_n, best_l = env.surface_optimum(k, ln_n, grid, grid)
+    best_n, best_l = env.surface_optimum(k, grid, grid)
     np.testing.assert_allclose(best_n, optimum, atol=1e-9)
     np.testing.assert_allclose(best_l, 1 - 0.05 * (grid - 22), atol=1e-9)
 
