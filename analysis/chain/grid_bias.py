@@ -19,6 +19,7 @@ from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
 from analysis.chain.results import Frontier, Isoflop, exponent_name
 from analysis.outcome import Estimate, Warnings
 from analysis.power_law import PowerLaw
+from analysis.tables.runs import with_losses
 from analysis.tables.sizes import Size, size_curves
 from analysis.uncertainty.bootstrap import Samples
 from analysis.uncertainty.dense import dense_optimum
@@ -50,6 +51,8 @@ def without_grid_bias(
 ) -> tuple[Frontier | None, Isoflop | None]:
     """Both sections with their intervals and draws moved by the bias of the grid, which every estimate then states.
     They are left as they are where the noise-free sweep does not support them."""
+    if frontier is None and isoflop is None:
+        return frontier, isoflop
     world = _make_world(samples, sizes)
     if frontier is not None and frontier.fits:
         frontier = _try_frontier(frontier, world, sizes, batch, law, measured)
@@ -70,8 +73,8 @@ def _make_world(samples: Samples, sizes: Sequence[Size]) -> _World:
     n, d, y = (np.concatenate(parts) for parts in (ln_n, ln_d, ln_l))
     theta = parametric.fit_parametric(np.exp(n), np.exp(d), np.exp(y), from_starts=_starts(n, d, y), kind="squared")
     best = theta.parameters[0]
-    runs = [run.with_loss(_ln_loss(best, np.log(run.params), run.ln_tokens)) for run in samples.runs]
-    return _World(best, Samples(runs))
+    losses = [_ln_loss(best, np.log(run.params), run.ln_tokens) for run in samples.runs]
+    return _World(best, Samples(with_losses(samples.runs, losses)))
 
 
 def _sizes(sizes: Sequence[Size]) -> tuple[np.ndarray, np.ndarray]:

@@ -138,15 +138,14 @@ def synthetic_sweep(
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic sweep")
 
 
+DECAYED_LAW = {"A": 20.0, "B": 400.0, "E": 1.2, "alpha": 0.35, "beta": 0.4}
+
+
 def decayed_sweep(
     budgets: Sequence[float],
+    law: Mapping[str, float] | None = None,
     *,
     shapes: Sequence[tuple[int, int]] = tuple(SMALL_SWEEP),
-    A: float = 20.0,
-    B: float = 400.0,
-    E: float = 1.2,
-    alpha: float = 0.35,
-    beta: float = 0.4,
     sigma: float = 0.0,
     schedule: str = "cosine",
     seeds: int = 1,
@@ -154,9 +153,10 @@ def decayed_sweep(
     batch: int = 2048,
     seed: int = 0,
 ) -> Table:
-    """Runs of every shape to every budget (FLOP) under a decaying schedule, with final losses E + A/N^alpha +
-    B/D^beta and independent noise of ln(loss). What the curves hold before their end is too high, as under a schedule
-    not yet run down. `seeds`: of every shape at the lowest budget."""
+    """Runs of every shape to every budget (FLOP) under a decaying schedule, with final losses E + A/N^alpha + B/D^beta
+    (constants that `law` does not give are of `DECAYED_LAW`) and independent noise of ln(loss). What the curves hold
+    before their end is too high, as under a schedule not yet run down. `seeds`: of every shape at the lowest budget."""
+    k = DECAYED_LAW | dict(law or {})
     rng = np.random.default_rng(seed)
     runs: list[dict[str, object]] = []
     curves: list[pd.DataFrame] = []
@@ -165,9 +165,10 @@ def decayed_sweep(
         for budget in budgets:
             steps = max(4, round(budget / (6 * params * batch)))
             at = np.unique(np.linspace(steps / 4, steps, 4).astype(int))
-            law = (E + A / params**alpha + B / (at * batch) ** beta) * (1 + 0.1 * (1 - at / steps))
+            clean = k["E"] + k["A"] / params ** k["alpha"] + k["B"] / (at * batch) ** k["beta"]
+            clean = clean * (1 + 0.1 * (1 - at / steps))
             for number in range(seeds if budget == min(budgets) else 1):
-                loss = law * np.exp(sigma * rng.standard_normal())
+                loss = clean * np.exp(sigma * rng.standard_normal())
                 name = f"{n_layer}x{d_model}-{budget:.3g}-{number}"
                 row = run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3, number, float(loss[-1]))
                 runs.append(row | {"schedule": schedule})

@@ -70,7 +70,7 @@ def test_loss_of_size_says_how_far_from_converged_it_is(full: Any) -> None:
 
 def test_converged_losses_give_the_planted_power() -> None:
     """Decayed runs whose loss depends on N alone."""
-    table = decayed_sweep([1e11], A=20.0, B=1e-9, E=0.0, alpha=0.2)
+    table = decayed_sweep([1e11], {"B": 1e-9, "E": 0.0, "alpha": 0.2})
     runs = extract(table)
     warnings = Warnings()
     kaplan = derive_kaplan(Samples(runs), make_sizes(runs, None), None, None, None, 0.004, warnings)
