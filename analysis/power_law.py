@@ -51,13 +51,13 @@ def line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tup
     x, y = x[good], y[good]
     if len(x) < 2 or w.sum() <= 0:
         return np.nan, np.nan
-    mean_x, mean_y = np.average(x, weights=w), np.average(y, weights=w)
-    spread = float((w * (x - mean_x) ** 2).sum())
+    mean_x, mean_y = w @ x / w.sum(), w @ y / w.sum()
+    spread = float(w @ (x - mean_x) ** 2)
     if spread <= 0:
         return np.nan, np.nan
     if (y == y[0]).all():
         return float(y[0]), 0.0  # exactly, where rounding would leave a slope of 1e-30
-    slope = float((w * (x - mean_x) * (y - mean_y)).sum()) / spread
+    slope = float((w * (x - mean_x)) @ (y - mean_y)) / spread
     return float(mean_y - slope * mean_x), slope
 
 

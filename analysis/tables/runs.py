@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from analysis.tables.curves import Curve, Curves, smooth, smooth_runs, smooth_versions
+from analysis.tables.curves import Curve, Curves, smooth_runs, smooth_versions
 from analysis.tables.table import Table
 
 # Only these may be read in the middle of a run: elsewhere the loss still owes the drop of the learning-rate decay.
@@ -59,10 +59,6 @@ class Run:
         """Training FLOPs at the last evaluation."""
         return self.flops_per_token * self.final_tokens
 
-    def with_loss(self, ln_loss: np.ndarray) -> Run:
-        """The same run with other losses."""
-        return replace(self, ln_loss=ln_loss, curve=smooth(self.ln_tokens, ln_loss, self.curve.start))
-
     def curves_with(self, ln_loss: np.ndarray) -> Curves:
         """Its smoothed curve with each of other losses [versions, n]."""
         return smooth_versions(self.ln_tokens, ln_loss, self.curve.start)
@@ -101,6 +97,13 @@ def extract(table: Table) -> list[Run]:
         if key not in kept or run.final_tokens > kept[key].final_tokens:
             kept[key] = run
     return list(kept.values())
+
+
+def with_losses(runs: Sequence[Run], ln_loss: Sequence[np.ndarray]) -> list[Run]:
+    """The same runs with other losses [n] at their `ln_tokens` [n]."""
+    starts = np.array([run.curve.start for run in runs])
+    curves = smooth_runs([run.ln_tokens for run in runs], ln_loss, starts)
+    return [replace(run, ln_loss=y, curve=c) for run, y, c in zip(runs, ln_loss, curves, strict=True)]
 
 
 def thin(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -math.inf) -> tuple[np.ndarray, np.ndarray]:

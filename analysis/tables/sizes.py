@@ -103,8 +103,15 @@ def size_curve(runs: Sequence[Run], size: Size) -> tuple[np.ndarray, np.ndarray]
 
 def size_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
     """ln L in every sample [samples, x], and the index of the run that the first sample's stands for [x]."""
-    if size.decayed:
-        return _decayed_curves(samples, size)
+    key = ("size", size.settings, size.x.tobytes())  # several laws read it, under several conventions
+    if key not in samples.read:
+        samples.read[key] = _decayed_curves(samples, size) if size.decayed else _open_curves(samples, size)
+    values, index = samples.read[key]
+    return values, index
+
+
+def _open_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """The least of the settings at each x, the mean of the seeds each."""
     lowest = np.full((len(samples), len(size.x)), np.inf)
     index = np.full(len(size.x), size.settings[0][0])
     for members in size.settings:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -75,6 +75,7 @@ class Samples(Sequence[Sequence[Run]]):
         self._draw = draw
         self._known: OrderedDict[int, tuple[np.ndarray, Curves]] = OrderedDict()
         self._held = 0
+        self.read: dict[tuple[object, ...], Any] = {}  # what was read of all versions, by whoever keeps it
 
     def __len__(self) -> int:
         return 1 + self._replicates
