@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.cli.laws import LAWS, Law
 from analysis.cli.parser import CONVENTIONS, Parser, count
+from sweep.schema import InputError
 
 COMPARED = ("isoflop", "frontier")  # laws whose exponents under all conventions are one table
 # Flags of a table of points: with one of them a sweep is read as its runs' last evaluations.
@@ -40,11 +41,7 @@ def run(argv: list[str]) -> int:
     from analysis.cli.show import lines
 
     law = LAWS[arguments.law]
-    if getattr(arguments, "convention", None) == "all":
-        results = [_fit(law, argparse.Namespace(**vars(arguments) | {"convention": name})) for name in CONVENTIONS]
-        result = {"law": law.name, "conventions": dict(zip(CONVENTIONS, results, strict=True))}
-    else:
-        result = _fit(law, arguments)
+    result = _compare(law, arguments) if getattr(arguments, "convention", None) == "all" else _fit(law, arguments)
     print("\n".join(lines(result)))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +112,36 @@ def is_sweep(path: Path) -> bool:
     return "runs" in path.name and path.is_file() and curves.is_file()
 
 
+def _of_points(law: Law, arguments: argparse.Namespace) -> bool:
+    """Whether the table is one of points, or a sweep of which only the ends of the runs are asked for."""
+    flags = law.name == "power-law" or any(getattr(arguments, name, None) for name in OF_POINTS)
+    return flags or not is_sweep(arguments.table)
+
+
 def _fit(law: Law, arguments: argparse.Namespace) -> dict[str, Any]:
     """The fit's JSON."""
-    of_points = law.name == "power-law" or any(getattr(arguments, name, None) for name in OF_POINTS)
-    if is_sweep(arguments.table) and not of_points:
-        from analysis.cli.chain import fit_sweep
+    if _of_points(law, arguments):
+        from analysis.cli.fit_points import fit_points
 
-        return fit_sweep(law.name, arguments)
+        return fit_points(law, arguments)
+    from analysis.cli.chain import fit_sweep
+
+    return fit_sweep(law.name, arguments)
+
+
+def _compare(law: Law, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The JSON of one law under every convention."""
+    if not _of_points(law, arguments):
+        from analysis.cli.chain import compare_sweep
+
+        return compare_sweep(law.name, arguments)
+    if arguments.by is not None:
+        raise InputError(f"{law.name}: --by and --convention all are two tables; choose a group with --where")
     from analysis.cli.fit_points import fit_points
 
-    return fit_points(law, arguments)
+    found = {
+        name: fit_points(law, argparse.Namespace(**vars(arguments) | {"convention": name})) for name in CONVENTIONS
+    }
+    first = found[CONVENTIONS[0]]
+    about = {name: first[name] for name in ("law", "table", "bootstrap", "exclusions")}
+    return about | {"conventions": found, "converged": all(part["converged"] for part in found.values())}

@@ -12,7 +12,7 @@ from analysis.cli.laws import Law, array
 from analysis.cli.parser import device
 from analysis.outcome import Outcome, plain
 from analysis.tables.coverage import warn_parabolas, warn_points
-from analysis.tables.points import Points, load
+from analysis.tables.points import WEIGHT, Points, load
 from analysis.uncertainty.diagnostics import Diagnosis, diagnose
 from analysis.uncertainty.holdout import hold_out
 from analysis.uncertainty.influence import parametric_refit
@@ -47,7 +47,7 @@ def fit_points(law: Law, arguments: argparse.Namespace) -> dict[str, Any]:
         result["seconds"] = sum(part["seconds"] for _, part in parts)
         result["by"] = arguments.by
         result["converged"] = all(part["converged"] for _, part in parts)
-        result["groups"] = [{"group": plain(label)} | part for label, part in parts]
+        result["groups"] = [{"group": plain(label), "target_loss": None} | part for label, part in parts]
         result["warnings"] = [
             {**w, "message": f"{arguments.by} {label}: {w['message']}"}
             for label, part in parts
@@ -65,6 +65,7 @@ def _about(points: Points, arguments: argparse.Namespace, warnings: list[dict[st
     """What the table has to say: where it is from, what was left out, what looks wrong."""
     return {
         "table": str(arguments.table),
+        "weights": (arguments.weights or WEIGHT) if WEIGHT in points.frame else None,
         "convention": getattr(arguments, "convention", None),
         "exclusions": points.exclusions,
         "warnings": [*points.warnings, *warnings],
@@ -85,7 +86,7 @@ def _outcome(law: Law, rows: pd.DataFrame, arguments: argparse.Namespace, common
 
     found = law.fit(rows, arguments, dict(common))
     warn_points(_with_the_rest(found.frames.get("points"), rows), law.name, found.warnings)
-    if law.name == "isoflop" and arguments.method == "parabola":
+    if law.name == "isoflop" and arguments.method != "akima":
         warn_parabolas(found.frames["optima"], law.name, found.warnings)
     more: dict[str, Any] = {"converged": all(w["code"] != FAILED for w in found.warnings)}
     if law.name != "critical-batch":

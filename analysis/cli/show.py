@@ -42,7 +42,8 @@ def lines(result: Result) -> list[str]:
 
 def _head(result: Result) -> str:
     convention = f", convention {result['convention']}" if result.get("convention") else ""
-    return f"{result['law']} of {result['table']}{convention}: {_facts(result)}"
+    weights = f", weighted by {result['weights']}" if result.get("weights") else ""
+    return f"{result['law']} of {result['table']}{convention}{weights}: {_facts(result)}"
 
 
 def _facts(result: Result) -> str:
@@ -99,13 +100,14 @@ def _conventions(result: Result) -> list[str]:
     shown = [
         n for n in ("a", "b", "N_coefficient", "D_coefficient") if any(n in p["estimates"] for p in parts.values())
     ]
-    first = next(iter(result["conventions"].values()))
     rows = [["convention", *shown]]
     for name, part in parts.items():
         found = part["estimates"]
         cells = [f"{_cell(found[n]['value'])} {_interval(found[n])}" if n in found else UNKNOWN for n in shown]
         rows.append([name, *cells])
-    out = [f"{result['law']} of {first['table']}, the same runs counted differently", "", *_aligned(rows)]
+    out = [f"{result['law']} of {result['table']}, the same runs counted differently"]
+    out += [f"left out  {item['count']} {item['reason']}" for item in result["exclusions"]]
+    out += ["", *_aligned(rows)]
     said = {f"warning: {name}: {w['message']}" for name, p in result["conventions"].items() for w in p["warnings"]}
     return out + sorted(said)
 

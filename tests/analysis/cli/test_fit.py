@@ -105,12 +105,16 @@ def test_parametric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_power_law_by_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.tile(np.geomspace(1e3, 1e9, 8), 2)
     frame = pd.DataFrame({"flops": x, "best": 5 * x ** np.repeat([-0.1, -0.2], 8), "set": np.repeat(["b", "a"], 8)})
-    found = fit(frame, tmp_path, "power-law", "--x", "flops", "--y", "best", "--by", "set", "--bootstrap", "5")
+    frame["count"] = 2.0
+    flags = ["--x", "flops", "--y", "best", "--by", "set", "--bootstrap", "5", "--weights", "count"]
+    found = fit(frame, tmp_path, "power-law", *flags)
     assert [group["group"] for group in found["groups"]] == ["b", "a"]
     assert [value(group, "exponent") for group in found["groups"]] == pytest.approx([-0.1, -0.2])
     assert (found["points"], found["by"], found["groups"][0]["points"]) == (16, "set", 8)
     assert found["groups"][0]["span"]["flops"] == pytest.approx([1e3, 1e9])
-    assert "set a: 8 points" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "weighted by count: 16 points" in printed
+    assert "set a: 8 points" in printed
 
 
 def test_critical_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
