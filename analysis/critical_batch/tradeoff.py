@@ -12,10 +12,11 @@ import numpy as np
 
 from analysis.outcome import Estimate
 from analysis.power_law import line
+from analysis.published import ZHANG_OVERHEAD
 from analysis.uncertainty.bootstrap import estimate
 
 LEAST_BATCHES = 3
-OVERHEAD = 0.2  # of steps beyond linear scaling (Zhang et al. 2024)
+OVERHEAD = ZHANG_OVERHEAD
 STARTS = 40  # B_crit across the batches and beyond
 _BEYOND = 3.0  # in ln B_crit
 _FAR = 30.0  # in ln B_crit: S_min or E_min is nothing there
