@@ -242,13 +242,13 @@ def _curve(theta: torch.Tensor, ln_n: torch.Tensor, ln_d: torch.Tensor) -> torch
 
 
 def _starts(level: float) -> np.ndarray:
-    """[48, 4]: the middle point is met exactly, with several shares of the size term and exponents."""
+    """[18, 4]: the middle point is met exactly, with several shares of the size term and exponents."""
     return np.array(
         [
             (level / alpha_d + np.log(share), ratio, level / alpha_d + np.log(1 - share), alpha_d)
-            for share in (0.2, 0.5, 0.8)
-            for ratio in (0.3, 0.7, 1.0, 1.5)
-            for alpha_d in (0.05, 0.1, 0.2, 0.4)
+            for share in (0.2, 0.8)
+            for ratio in (0.4, 0.8, 1.4)
+            for alpha_d in (0.05, 0.12, 0.3)
         ]
     )
 
