@@ -78,7 +78,7 @@ def fit(
         LAW, {"params": params, "tokens": tokens}, loss, weights, run, least_points=LEAST_POINTS, least=least
     )
     n, d = columns["params"], columns["tokens"]
-    _refuse(n, d, y, kind, delta)
+    _refuse(n, d, y)
     fits: list[engine.Fit] = []
 
     def solve(weights: np.ndarray, begin: np.ndarray) -> engine.Fit:
@@ -178,10 +178,8 @@ def _solve(
     return engine.solve(design, np.log(loss), begin, weights=weights, loss=kind, delta=delta, device=device)
 
 
-def _refuse(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, kind: engine.Loss, delta: float) -> None:
+def _refuse(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> None:
     """Raises InputError for what no fit of the law can stand on."""
-    if kind == "huber" and not (np.isfinite(delta) and delta > 0):
-        raise InputError(f"{LAW}: delta must be a positive number, not {delta:g}")
     if np.ptp(loss) == 0:
         raise InputError(f"{LAW}: every loss is {loss[0]:g}; give the loss that each run reached")
     x, y = np.log(params), np.log(tokens)

@@ -19,9 +19,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+
+from sweep.schema import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -74,9 +76,12 @@ def solve(
     design: [terms, points, p] shared by all problems, or [problems, terms, points, p]. offset: [terms, points].
     target: [points] or [problems, points]. weights: the same, at least 0 (0 leaves a point out).
     starts: [starts, p] shared, or [problems, starts, p].
+
+    Raises InputError for a loss, a delta or a device that there is not.
     """
     from analysis.engine.forms import LogSumExp
 
+    _refuse(loss, delta, device)
     design = np.asarray(design, dtype=np.float64)
     design = design[0] if design.ndim == 4 and len(design) == 1 else design
     offset = np.zeros(design.shape[-3:-1]) if offset is None else np.asarray(offset, dtype=np.float64)
@@ -110,9 +115,21 @@ def solve_curve(
     """
     from analysis.engine.forms import Curve
 
+    _refuse(loss, delta, device)
     form = Curve(curve, data, np.shape(starts)[-1], device)
     own = max(len(d) if np.ndim(d) == 2 else 1 for d in data)
     return _solve(form, own, target, starts, weights, loss, delta, device)
+
+
+def _refuse(loss: str, delta: float, device: str) -> None:
+    import torch
+
+    if loss not in get_args(Loss):
+        raise InputError(f"the loss function is one of {', '.join(get_args(Loss))}, not {loss!r}")
+    if loss == "huber" and not (np.isfinite(delta) and delta > 0):
+        raise InputError(f"delta of Huber's loss must be a positive number, not {delta:g}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device}: there is no CUDA device here; fit on the device 'cpu'")
 
 
 def _solve(

@@ -222,7 +222,7 @@ def test_tables_that_do_not_determine_the_law_are_refused() -> None:
     for message, columns in refused.items():
         with pytest.raises(InputError, match=message):
             parametric.fit(*columns)
-    with pytest.raises(InputError, match="delta must be"):
+    with pytest.raises(InputError, match="delta of Huber's loss must be"):
         parametric.fit(n, d, loss, delta=0.0)
 
 

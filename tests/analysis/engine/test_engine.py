@@ -9,6 +9,7 @@ from scipy.optimize import linprog
 
 from analysis import engine
 from analysis.engine import forms, newton
+from sweep.schema import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +124,15 @@ def test_offset_and_weights_of_zero() -> None:
     offset = np.stack([np.log(x), 2 * np.log(x)])
     found = engine.solve(design, target, np.zeros((1, 2)), offset=offset, weights=np.array([1.0, 1, 1, 0]))
     np.testing.assert_allclose(np.exp(found.parameters[0]), [1, 2], rtol=1e-7)
+
+
+def test_a_loss_or_a_device_that_there_is_not_is_refused() -> None:
+    design, target, starts = exponentials(20, 0)
+    with pytest.raises(InputError, match="squared, huber, absolute, not 'cauchy'"):
+        engine.solve(design, target, starts, loss="cauchy")  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            engine.solve(design, target, starts, device="cuda")
 
 
 def kaplan_curve(theta: torch.Tensor, ln_n: torch.Tensor, ln_d: torch.Tensor) -> torch.Tensor:
