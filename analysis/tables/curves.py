@@ -70,12 +70,6 @@ class Curves:
     high: list[int]
     start: float
 
-    def after(self, first: Curve) -> Curves:
-        """With one more version before the others."""
-        n = len(first.x)
-        x, y = np.concatenate([first.x, self.x]), np.concatenate([first.y, self.y])
-        return Curves(x, y, [0, *(a + n for a in self.low)], [n, *(b + n for b in self.high)], self.start)
-
     def __len__(self) -> int:
         return len(self.low)
 
@@ -122,10 +116,12 @@ def smooth(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -np.inf) -
     return smooth_versions(ln_tokens, ln_loss[None], start)[0]
 
 
-def smooth_versions(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -np.inf) -> Curves:
-    """`smooth` of each row of `ln_loss` [versions, n], all at the same `ln_tokens` [n]."""
+def smooth_versions(
+    ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -np.inf, *, first: Curve | None = None
+) -> Curves:
+    """`smooth` of each row of `ln_loss` [versions, n], all at the same `ln_tokens` [n]; after `first`, if given."""
     number, n = ln_loss.shape
-    x, y, low, high = _smooth(np.tile(ln_tokens, number), ln_loss.ravel(), np.full(number, n))
+    x, y, low, high = _smooth(np.tile(ln_tokens, number), ln_loss.ravel(), np.full(number, n), first)
     return Curves(x, y, low, high, max(start, float(ln_tokens[0])))
 
 
@@ -139,21 +135,28 @@ def smooth_runs(ln_tokens: Sequence[np.ndarray], ln_loss: Sequence[np.ndarray], 
     return [Curve(x[a:b], y[a:b], s) for a, b, s in zip(low, high, starts, strict=True)]
 
 
-def _smooth(x: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
-    """Fine grids of curves of `sizes` points each, flat, and where each begins and ends in them."""
+def _smooth(
+    x: np.ndarray, y: np.ndarray, sizes: np.ndarray, first: Curve | None = None
+) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
+    """Fine grids of curves of `sizes` points each, flat, and where each begins and ends in them; `first` before all."""
+    lead = 0 if first is None else len(first.x)
     x, y, sizes = _knots(x, y, sizes)
-    rise, slopes, widths = np.zeros_like(x), _slopes(x, y, sizes), np.zeros_like(x)
-    widths[:-1], rise[:-1] = np.diff(x), np.diff(y)
     last = np.cumsum(sizes) - 1
+    rise, slopes, widths = np.zeros_like(x), _slopes(x, y, sizes), np.zeros_like(x)
+    widths[:-1], rise[:-1] = x[1:] - x[:-1], y[1:] - y[:-1]
     widths[last] = rise[last] = 0.0  # what follows the last knot of a curve repeats it
-    at = np.arange(_FINE) / _FINE
-    rest = 1 - at
     # The cubic of an interval over its first value, by Hermite's basis.
     cubic = np.stack([rise, widths * slopes, widths * np.append(slopes[1:], 0.0)], axis=1)
-    basis = np.stack([at**2 * (3 - 2 * at), at * rest**2, -(at**2) * rest])
-    fine_x = (x[:, None] + widths[:, None] * at).ravel()
-    fine_y = (y[:, None] + cubic @ basis).ravel()
-    return fine_x, fine_y, (_FINE * (last - sizes + 1)).tolist(), (_FINE * last + 1).tolist()
+    at = np.arange(_FINE) / _FINE
+    basis = np.stack([at**2 * (3 - 2 * at), at * (1 - at) ** 2, -(at**2) * (1 - at)])
+    fine_x, fine_y = np.empty((2, lead + _FINE * len(x)))
+    grid_x, grid_y = fine_x[lead:].reshape(-1, _FINE), fine_y[lead:].reshape(-1, _FINE)
+    np.add(np.multiply(widths[:, None], at, out=grid_x), x[:, None], out=grid_x)
+    np.add(np.matmul(cubic, basis, out=grid_y), y[:, None], out=grid_y)
+    low, high = (lead + _FINE * (last - sizes + 1)).tolist(), (lead + _FINE * last + 1).tolist()
+    if first is not None:
+        fine_x[:lead], fine_y[:lead], low, high = first.x, first.y, [0, *low], [lead, *high]
+    return fine_x, fine_y, low, high
 
 
 def _knots(x: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -204,7 +207,7 @@ def _slopes(x: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     slopes = np.zeros_like(x)
     if len(x) < 2:
         return slopes
-    h, m = np.diff(x), np.diff(y)
+    h, m = x[1:] - x[:-1], y[1:] - y[:-1]
     m = m / np.where(h > 0, h, 1.0)  # an interval from one curve to the next is not used
     w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
     same = m[1:] * m[:-1] > 0

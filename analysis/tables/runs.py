@@ -24,7 +24,7 @@ ASSUMED_SIGMA = 0.006  # SD of ln(loss) between seeds where none were repeated: 
 ASSUMED_CORRELATION = 1.0  # of that noise, in ln(tokens)
 
 DENSE = 64  # evaluations of a run; where there are more, they are averaged
-PER_DECADE = 16  # of tokens: the averages
+PER_DECADE = 12  # of tokens: the averages
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Run:
         return self.flops_per_token * self.final_tokens
 
     def curves_with(self, ln_loss: np.ndarray) -> Curves:
-        """Its smoothed curve with each of other losses [versions, n]."""
-        return smooth_versions(self.ln_tokens, ln_loss, self.curve.start)
+        """Its smoothed curve, and those with other losses [versions, n]."""
+        return smooth_versions(self.ln_tokens, ln_loss, self.curve.start, first=self.curve)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def thin(ln_tokens: np.ndarray, ln_loss: np.ndarray, start: float = -math.inf) -
     decayed run is read there.
 
     Between neighbours so close noise hardly changes and the loss is all but straight: the mean over an interval of
-    width w lies w^2/24 times the curvature off, 1e-3 of it. The laws then cost the same whatever a run logged.
+    width w lies w^2/24 times the curvature off, 1.5e-3 of it. The laws then cost the same whatever a run logged.
     """
     if len(ln_tokens) <= DENSE:
         return ln_tokens, ln_loss

@@ -24,7 +24,7 @@ from analysis.outcome import LEVEL, Estimate
 from analysis.tables.curves import Curves
 from analysis.tables.runs import Run, SeedNoise
 
-_HELD = 2**30  # bytes of simulated curves that are kept
+_HELD = 2**28  # bytes of simulated curves that are kept
 
 
 def estimate(samples: np.ndarray, level: float = LEVEL) -> Estimate:
@@ -117,7 +117,7 @@ class Samples(Sequence[Sequence[Run]]):
             found = run.ln_loss[None], Curves(run.curve.x, run.curve.y, [0], [len(run.curve.x)], run.curve.start)
         else:
             drawn = self._draw(i)
-            found = np.concatenate([run.ln_loss[None], drawn]), run.curves_with(drawn).after(run.curve)
+            found = np.concatenate([run.ln_loss[None], drawn]), run.curves_with(drawn)
         self._known[i] = found
         self._held += found[0].nbytes + found[1].nbytes
         while self._held > _HELD and len(self._known) > 1:
