@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from analysis.cli import flags
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -47,13 +49,19 @@ class Law:
         columns, highest = self.columns, "loss" if self.highest else None
         if self.name == "power-law":
             columns, highest = (arguments.x, arguments.y), arguments.y
-        elif self.name == "kaplan-ns" and arguments.critical_batch:
-            columns = ("params", "steps", "batch_tokens", "loss")
+        elif getattr(arguments, "critical_batch", None):
+            columns = {
+                "kaplan-ns": ("params", "steps", "batch_tokens", "loss"),
+                "frontier": (*columns, "batch_tokens"),
+            }[self.name]
         return Needs(
             self.name, columns, self.optional, self.labels, highest, self.weights,
-            constant=("flops", "steps", "batch_tokens") if self.name in ("isoflop", "kaplan-ns") else (),
+            constant=("flops", "steps", "batch_tokens") if self.name in _MAY_BE_CONSTANT else (),
             curves=self.name == "frontier",
         )  # fmt: skip
+
+
+_MAY_BE_CONSTANT = ("isoflop", "kaplan-ns", "frontier")
 
 
 def array(frame: pd.DataFrame, name: str) -> np.ndarray | None:
@@ -94,7 +102,8 @@ def _fit_frontier(frame: pd.DataFrame, arguments: argparse.Namespace, common: di
     from analysis import frontier
 
     params, tokens, loss = _columns(frame, "params", "tokens", "loss")
-    options = {name: array(frame, name) for name in ("run", "flops", "batch_tokens", "warmup_tokens")}
+    options: dict[str, Any] = {name: array(frame, name) for name in ("run", "flops", "batch_tokens", "warmup_tokens")}
+    options |= {"b_crit": arguments.critical_batch, "method": arguments.method or "surface"}
     return frontier.fit(params, tokens, loss, **options, **_resampling(common))
 
 
@@ -155,70 +164,37 @@ def _resampled(frame: pd.DataFrame) -> dict[str, Any]:
     return {"weights": array(frame, "weight"), "run": array(frame, "run")}
 
 
-def _power_law_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--x", required=True, metavar="COL", help="column of x")
-    parser.add_argument("--y", required=True, metavar="COL", help="column of y")
-    parser.add_argument("--offset", action="store_true", help="y = coefficient x^exponent + offset, offset at least 0")
-
-
-def _critical_batch_flags(parser: argparse.ArgumentParser) -> None:
-    text = "batch from which the 20%% overhead of B_20 counts (Zhang et al. 2024; default: the smallest of each group)"
-    parser.add_argument("--optimal-batch", type=float, metavar="TOKENS", help=text)
-
-
-def _isoflop_flags(parser: argparse.ArgumentParser) -> None:
-    text = "minimum of each budget: a parabola through five points, or Akima's interpolant (default parabola)"
-    parser.add_argument("--method", choices=("parabola", "akima"), help=text)
-    text = "standard deviation of ln(loss) between seeds (default: estimated)"
-    parser.add_argument("--noise", type=float, metavar="SD", help=text)
-
-
-def _parametric_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-offset", action="store_true", help="without E: L = A/N^alpha + B/D^beta")
-
-
-def _kaplan_ns_flags(parser: argparse.ArgumentParser) -> None:
-    text = "from columns steps and batch_tokens, S_min = S/(1 + B_crit/B) with B_crit = B_STAR/L^(1/ALPHA_B)"
-    names = ("B_STAR", "ALPHA_B")
-    parser.add_argument("--critical-batch", type=float, nargs=2, metavar=names, help=f"{text} (Kaplan: 2.1e8 0.21)")
-
-
-def _repeated_flags(parser: argparse.ArgumentParser) -> None:
-    text = "constants of the law without repetition, taken as known (default: fitted too)"
-    parser.add_argument("--base", type=float, nargs=5, metavar=("A", "B", "E", "ALPHA", "BETA"), help=text)
-
-
 LAWS = {
     law.name: law
     for law in (
         Law(
             "power-law", "y = coefficient x^exponent (+ offset)", "power-law runs.csv --x flops --y loss --offset",
-            (), _fit_power_law, flags=_power_law_flags, robust=True,
+            (), _fit_power_law, flags=flags.power_law, robust=True,
         ),
         Law(
             "critical-batch",
             "S = S_min + E_min/B at each target loss, B_crit = E_min/S_min, and B_crit = B_star/L^(1/alpha_B);\n"
             "columns batch_tokens, steps and, for more than one, target_loss",
             "critical-batch steps.csv --by model --bootstrap 1000",
-            ("batch_tokens", "steps"), _fit_critical_batch, optional=("target_loss",), flags=_critical_batch_flags,
+            ("batch_tokens", "steps"), _fit_critical_batch, optional=("target_loss",), flags=flags.critical_batch,
             weights=False, highest=False,
         ),
         Law(
             "isoflop", "N_opt and D_opt at each compute, and their power laws (Hoffmann et al. 2022, approach 2);\n"
             "columns loss and two of params, tokens, flops", "isoflop runs.csv --bootstrap 500",
-            ("params", "flops", "loss"), _fit_isoflop, optional=("tokens",), flags=_isoflop_flags,
+            ("params", "flops", "loss"), _fit_isoflop, optional=("tokens",), flags=flags.isoflop,
         ),
         Law(
             "frontier", "lower envelope of training curves (Hoffmann et al. 2022, approach 1);\n"
             "columns run, params, tokens, loss, one row an evaluation", "frontier curves.csv --bootstrap 200",
-            ("params", "tokens", "loss"), _fit_frontier, optional=("flops", "batch_tokens", "warmup_tokens"),
-            labels=("run",), weights=False,
+            ("params", "tokens", "loss"), _fit_frontier, optional=("batch_tokens",),
+            labels=("run", "warmup_tokens"), flags=flags.frontier, weights=False,
         ),
         Law(
             "parametric", "L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, approach 3);\n"
             "columns loss and two of params, tokens, flops",
             'parametric runs.csv --drop-highest 5 --bootstrap 4000 --json parametric.json',
-            ("params", "tokens", "loss"), _fit_parametric, labels=("run",), flags=_parametric_flags, robust=True,
+            ("params", "tokens", "loss"), _fit_parametric, labels=("run",), flags=flags.parametric, robust=True,
             default_loss="huber",
         ),
         Law(
@@ -241,12 +217,12 @@ LAWS = {
         Law(
             "kaplan-ns", "L(N, S_min) (Kaplan et al. 2020, Eq. 5.6); columns params, steps_min, loss",
             "kaplan-ns curves.csv --critical-batch 2.1e8 0.21 --bootstrap 200", ("params", "steps_min", "loss"),
-            _fit_kaplan_ns, labels=("run",), flags=_kaplan_ns_flags, robust=True,
+            _fit_kaplan_ns, labels=("run",), flags=flags.kaplan_ns, robust=True,
         ),
         Law(
             "repeated", "repeated data (Muennighoff et al. 2023); columns params, tokens, unique_tokens, loss",
             "repeated runs.csv --bootstrap 1000", ("params", "tokens", "unique_tokens", "loss"), _fit_repeated,
-            labels=("run",), flags=_repeated_flags, robust=True, default_loss="huber",
+            labels=("run",), flags=flags.repeated, robust=True, default_loss="huber",
         ),
     )
 }  # fmt: skip

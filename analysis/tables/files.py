@@ -46,4 +46,4 @@ def _read_sweep(path: Path, curves: bool) -> pd.DataFrame:
     if not curves:
         return runs
     points = pd.read_parquet(path / CURVES_TABLE, columns=["run_id", "tokens", "test_loss"])
-    return points[points["tokens"] > 0].merge(runs.drop(columns=["tokens", "test_loss", "flops"]), on="run_id")
+    return points.merge(runs.drop(columns=["tokens", "test_loss", "flops"]), on="run_id")

@@ -96,6 +96,8 @@ def prepare(
             frame = _leave(frame, frame["status"] == status, f"status {status}", found) if status != "done" else frame
     if where is not None:
         frame = _leave(frame, ~where_.rows(frame, where), f"outside --where {where}", found)
+    if needs.curves and "tokens" in frame:
+        frame = _leave(frame, (frame["tokens"] == 0).fillna(False), "evaluated before training", found)
     if by is not None:
         frame = _leave(frame, frame[by].isna(), f"no value of {by}", found)
     if frame.empty:

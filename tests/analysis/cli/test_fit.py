@@ -135,6 +135,20 @@ def test_isoflop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "params" in capsys.readouterr().out
 
 
+def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = curves().assign(warmup_tokens=0.0)
+    start = frame.groupby("run").head(1).assign(tokens=0.0, loss=9.0)
+    flags = ["--critical-batch", "1", str(TRUTH.alpha_B)]  # tokens: far below the batch, so that C_min is far below C
+    found = fit(pd.concat([start, frame]), tmp_path, "frontier", *flags)
+    expected = TRUTH.alpha_S / (TRUTH.alpha_S + TRUTH.alpha_N)
+    assert value(found["kinds"]["raw"], "a") == pytest.approx(expected, abs=0.05)
+    assert value(found["kinds"]["adjusted"], "a") < value(found["kinds"]["raw"], "a")
+    assert found["exclusions"] == [{"reason": "evaluated before training", "count": 6}]
+    assert "adjusted" in capsys.readouterr().out
+    again = fit(frame, tmp_path, "frontier", "--method", "envelope")
+    assert (again["method"], value(again, "a")) == ("envelope", pytest.approx(expected, abs=0.15))
+
+
 @pytest.mark.parametrize(
     ("law", "frame", "flags", "planted"),
     [
