@@ -23,6 +23,7 @@ NAME = "critical_batch"
 LAW = "critical-batch"
 TRADE_PANELS = 2  # models whose trade-off is drawn; more would not fit a page's width
 TRADE_LOSSES = 6  # target losses in each, spread over those used
+NEAR = 30.0  # times the least and the greatest batch: a bound on B_crit beyond that is not drawn
 LAW_STYLE = {"color": style.INK, "linestyle": "--"}
 MODELS = (
     {"color": style.BLUE, "marker": "o"},
@@ -73,28 +74,34 @@ def measured(laws: Laws) -> FigureData | None:
         parts.append(rows("law", "law", "line", critical.line["loss"], critical.line["B_crit"], label=label))
         parts.append(_band(critical.line))
     order = list(points.sort_values("params")["group"].unique())
+    batches = critical.cells["batch_tokens"].astype(float)
+    near = points["used"] | points["B_crit"].between(batches.min() / NEAR, batches.max() * NEAR)
     for group in order:
-        part = points[points["group"] == group]
-        used = part[part["used"]]
+        part = points[(points["group"] == group) & near]
+        used, rest = part[part["used"]], part[~part["used"]]
+        many = len(order) > len(MODELS)  # then colours tell them apart, not names
+        value = float(points.loc[points["group"] == group, "params"].iloc[0])
+        shade = value if many else np.nan
+        label = "" if many else f"{group}, N = {text.whole(value)}"
         if len(used):
-            label = f"{group}, N = {text.whole(float(part['params'].iloc[0]))}"
             parts.append(rows("law", group, "point", used["target_loss"], used["B_crit"], low=used["B_crit_low"],
-                              high=used["B_crit_high"], label=label))  # fmt: skip
-        rest = part[~part["used"] & (part["B_crit"] > 0)]
-        parts.append(rows("law", group, "bound", rest["target_loss"], rest["B_crit"]))
-    panels = {"law": _law_panel(points)}
+                              high=used["B_crit_high"], label=label, value=shade))  # fmt: skip
+        parts.append(rows("law", group, "bound", rest["target_loss"], rest["B_crit"], value=shade))
+    panels = {"law": _law_panel(points[near], len(order) > len(MODELS))}
     ranked = points[points["used"]].groupby("group").size().sort_values(ascending=False)
     for group in sorted(ranked.index[:TRADE_PANELS], key=order.index):
         size = text.whole(float(points.loc[points["group"] == group, "params"].iloc[0]))
         panels[group] = Panel(f"Trade-off, {group} (N = {size})", STEPS, TOKENS, legend=None)
         parts += _measured_trade_off(laws, group)
+    far = int((~near & (points["B_crit"] > 0)).sum())
+    beyond = f" {far} hollow points farther than a factor of {NEAR:g} from the batches are left out." if far else ""
     said = {"yes": "rises", "no": "falls"}.get(critical.rises, "cannot be said to rise or fall")
     return FigureData(
         NAME,
         "Critical batch size and the trade-off between steps and tokens",
         f"$B_{{crit}}$ {said} as the loss falls. Filled: used in the fit; hollow: not used (too few batches, or "
         "$B_{crit}$ outside them; right: not reached, the farthest point run). Diamonds: $B_{crit}$, where steps "
-        "and tokens are twice their minimum.",
+        f"and tokens are twice their minimum.{beyond}",
         text.measured_footer(laws),
         panels,
         join(parts),
@@ -143,14 +150,15 @@ def _measured_trade_off(laws: Laws, group: str) -> list[pd.DataFrame]:
     return parts
 
 
-def _law_panel(points: pd.DataFrame) -> Panel:
+def _law_panel(points: pd.DataFrame, many: bool) -> Panel:
     shown = points[points["B_crit"] > 0]
     high, low = float(shown["target_loss"].max()) * 1.03, float(shown["target_loss"].min()) / 1.03
     step = 0.1 if high - low < 1 else 0.25 if high - low < 2.5 else 0.5
     ticks = list(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step)
     ticks = ticks[:: max(1, len(ticks) // 6)]
     return Panel("Critical batch size", "Test loss (nats per token), falling", "Critical batch size (tokens)",
-                 xlim=(high, low), xticks=ticks, xformat="g", legend="upper left")  # fmt: skip
+                 xlim=(high, low), xticks=ticks, xformat="g", legend="upper left",
+                 value="Parameters N (matrices)" if many else "")  # fmt: skip
 
 
 def _band(line: pd.DataFrame) -> pd.DataFrame:

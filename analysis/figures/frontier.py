@@ -24,6 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "law": {"color": style.ORANGE, "linestyle": "--", "linewidth": 2.0},
 }
 CURVE = {"linewidth": 0.9}
+MOST_CURVES = 60  # more would hide each other
 
 
 def published() -> FigureData:
@@ -69,8 +70,10 @@ def measured(laws: Laws) -> FigureData | None:
         return None
     parts: list[pd.DataFrame] = []
     panels: dict[str, Panel] = {}
+    groups = frontier.curves.sort_values("params")["group"].unique()
+    drawn = groups[np.unique(np.linspace(0, len(groups) - 1, MOST_CURVES).round().astype(int))]
     for kind, (title, x) in KINDS.items():
-        curves = frontier.curves[frontier.curves["kind"] == kind]
+        curves = frontier.curves[(frontier.curves["kind"] == kind) & frontier.curves["group"].isin(drawn)]
         optima = frontier.optima[frontier.optima["kind"] == kind]
         for group, curve in curves.groupby("group"):
             parts.append(rows(kind, str(group), "line", curve["flops"] / PF_DAY, curve["loss"], value=curve["params"]))
@@ -90,12 +93,13 @@ def measured(laws: Laws) -> FigureData | None:
         panels[kind] = Panel(title, x, "Test loss (nats per token)", yformat="g", yticks=_ticks(curves["loss"]),
                              value="Parameters N (matrices)", legend="lower left", empty=empty)  # fmt: skip
     batch = f"of {frontier.batch_tokens:,} tokens" if frontier.batch_tokens else "of all sizes"
+    thinned = f" {len(drawn)} of {len(groups)} curves drawn." if len(drawn) < len(groups) else ""
     return FigureData(
         NAME,
         "Training curves and their lower envelope",
         f"Left: smoothed test loss of each size at the batch {batch}, against C = 6ND. Right: against $C_{{min}}$, "
         "the compute at a batch far below the critical one. Marks: the lower envelope; hollow where its best size is "
-        "the smallest or largest that reached it.",
+        f"the smallest or largest that reached it.{thinned}",
         text.measured_footer(laws),
         panels,
         join(parts),

@@ -32,6 +32,7 @@ STARS: dict[str, dict[str, Any]] = {
 }
 STYLES: dict[str, dict[str, Any]] = {**LINES, **STARS, "runs": {"color": "#9a9a9a", "marker": "o", "size": 12}}
 STYLES["large models"] = {"offset": (-12, 2, "right")}
+MOST_RUNS = 2000  # marks; those of one size and compute lie on each other
 FULL_TICKS = [1e7, 1e8, 1e9, 1e10, 1e11, 1e12]
 
 
@@ -63,7 +64,10 @@ def measured(laws: Laws) -> FigureData | None:
     lines = {name: line for name, line, _ in _measured_lines(laws)}
     if not lines:
         return None
-    parts = [rows("own", "runs", "point", laws.runs["flops"], laws.runs["params"], label="runs (final)")]
+    ends = laws.runs.drop_duplicates(["params", "flops"]).sort_values(["params", "flops"])
+    drawn = ends.iloc[np.unique(np.linspace(0, len(ends) - 1, MOST_RUNS).round().astype(int))]
+    thinned = f" {len(drawn)} of {len(ends)} run ends drawn." if len(drawn) < len(ends) else ""
+    parts = [rows("own", "runs", "point", drawn["flops"], drawn["params"], label="runs (final)")]
     for name, line, label in _measured_lines(laws):
         parts.append(rows("own", name, "line", line["flops"], line["params"], label=label))
         parts.append(rows("own", name, "band", line["flops"], line["params"], low=line["low"], high=line["high"]))
@@ -87,7 +91,7 @@ def measured(laws: Laws) -> FigureData | None:
         "Optimal parameters for a training budget",
         "Approach 1: lower envelope at the fixed batch; 2: minima of isoFLOP parabolas; 3: parametric fit. "
         f"{laws.level:.0%} bands. Thin lines at the right: the published laws, extended; they count parameters and "
-        "tokens in other ways.",
+        f"tokens in other ways.{thinned}",
         text.measured_footer(laws),
         panels,
         join(parts),

@@ -348,3 +348,24 @@ def test_short_log_axes_have_three_ticks(low: float, high: float) -> None:
     style.set_log_ticks(ax.xaxis, low, high)
     ticks = [t for t in ax.get_xticks() if low * 0.99 <= t <= high * 1.01]
     assert 3 <= len(ticks) <= 12
+
+
+def test_what_would_hide_itself_is_thinned_and_said(full: Derived, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontier, ends, batch = (module(name) for name in ("frontier", "parameters_vs_flops", "critical_batch"))
+    whole = [m.measured(full.laws) for m in (frontier, ends, batch)]
+    assert not any(" drawn." in data.subtitle or "left out" in data.subtitle for data in whole[:2])
+    monkeypatch.setattr(frontier, "MOST_CURVES", 3)
+    monkeypatch.setattr(ends, "MOST_RUNS", 4)
+    monkeypatch.setattr(batch, "MODELS", batch.MODELS[:1])
+    monkeypatch.setattr(batch, "NEAR", 1e-9)
+    few, fewer, plain = (m.measured(full.laws) for m in (frontier, ends, batch))
+    assert "3 of 6 curves drawn." in few.subtitle
+    assert set(few.rows("raw")["series"]) - {"envelope", "law"} == {"2x8", "2x24", "3x64"}
+    assert "4 of " in fewer.subtitle
+    assert (fewer.rows("own")["series"] == "runs").sum() == 4
+    points = plain.rows("law").query("series != 'law'")
+    assert set(points["label"]) == {""}  # colours tell two models apart
+    assert points["value"].nunique() == 2
+    assert "left out" in plain.subtitle
+    assert set(points["role"]) == {"point"}
+    assert len(batch.draw(plain).axes) == len(batch.draw(whole[2]).axes) + 1  # the colour bar
