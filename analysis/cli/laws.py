@@ -25,9 +25,10 @@ Fit = Callable[["pd.DataFrame", argparse.Namespace, dict[str, Any]], "Outcome"]
 
 @dataclass(frozen=True)
 class Law:
-    """One law. columns, optional: positive numbers it needs and may use. example: of its command. says: what it is, for
-    --help. robust: its losses may be other than squared. default_loss. weights: it takes them. resampled: it takes a
-    column `run`. fit: from the table's rows, the flags and the keywords common to all laws."""
+    """One law. says, example: for --help. columns, optional: positive numbers it needs and may use; labels: columns it
+    takes as they are. fit: from the table's rows, the flags and the keywords common to all laws. robust: its losses may
+    be other than squared, `default_loss` unless asked. weights: it takes them. highest: it can be told to leave out the
+    highest losses."""
 
     name: str
     says: str
