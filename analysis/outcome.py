@@ -16,7 +16,8 @@ LEVEL = 0.9
 @dataclass(frozen=True)
 class Estimate:
     """A value with its standard error and interval; None where they are not known. bias: of the estimator, as the
-    simulations found it (the interval allows for it, the value does not)."""
+    simulations found it (the interval allows for it, the value does not; an interval that would leave the value out is
+    widened to hold it)."""
 
     value: float
     se: float | None = None
@@ -30,6 +31,11 @@ class Estimate:
         if self.bias is not None:
             pairs["bias"] = self.bias
         return {name: v if v is not None and math.isfinite(v) else None for name, v in pairs.items()}
+
+
+def holding(value: float, low: float, high: float) -> tuple[float, float]:
+    """The interval, widened to hold the value."""
+    return min(low, value), max(high, value)
 
 
 class Warnings(list[dict[str, str]]):

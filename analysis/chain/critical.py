@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from analysis import critical_batch as cb
 from analysis.chain.results import Critical
-from analysis.outcome import Warnings
+from analysis.outcome import LEVEL, Warnings
 from analysis.tables.runs import Run
 from analysis.uncertainty.bootstrap import Samples, band, estimate
 
@@ -251,19 +253,28 @@ def _cells(
 
 def _warn_sizes(own: dict[str, np.ndarray], points: pd.DataFrame, warnings: Warnings) -> None:
     """Kaplan's law makes B_crit a function of the loss alone. Each model's own law is compared with the others' at the
-    lowest loss that both measured."""
+    lowest loss that both measured; of all pairs that differ (allowing for how many were compared, Bonferroni) the one
+    that differs most surely is named."""
     names = [name for name, law in own.items() if np.isfinite(law[0]).all()]
     lowest = points[points["used"]].groupby("group")["target_loss"].min()
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            loss = max(lowest[one], lowest[other])
-            difference = own[one] - own[other]
-            ratio = estimate(np.exp(difference[:, 0] + difference[:, 1] * np.log(loss)))
-            if ratio.low is not None and ratio.high is not None and not ratio.low < 1 < ratio.high:
-                warnings.add(
-                    LAW, "depends_on_size", f"at loss {loss:g} B_crit of {one} is {ratio.value:.2f} [{ratio.low:.2f}, "
-                    f"{ratio.high:.2f}] times that of {other}: it does not depend on the loss alone"
-                )  # fmt: skip
+    pairs = list(combinations(names, 2))
+    found = []
+    for one, other in pairs:
+        loss = max(lowest[one], lowest[other])
+        difference = own[one] - own[other]
+        ln_ratio = difference[:, 0] + difference[:, 1] * np.log(loss)
+        ratio = estimate(np.exp(ln_ratio))
+        if ratio.low is not None and ratio.high is not None:
+            found.append((abs(ln_ratio[0]) / np.nanstd(ln_ratio[1:]), loss, one, other, ratio))
+    least = norm.isf((1 - LEVEL) / 2 / max(1, len(pairs)))
+    sure = sorted((pair for pair in found if pair[0] > least), key=lambda pair: -pair[0])
+    if sure:
+        _, loss, one, other, ratio = sure[0]
+        more = f" ({len(sure)} of {len(pairs)} pairs of models differ)" if len(pairs) > 1 else ""
+        warnings.add(
+            LAW, "depends_on_size", f"at loss {loss:g} B_crit of {one} is {ratio.value:.2f} [{ratio.low:.2f}, "
+            f"{ratio.high:.2f}] times that of {other}: it does not depend on the loss alone{more}"
+        )  # fmt: skip
 
 
 def _warn_misfit(law: np.ndarray, used: pd.DataFrame, at_loss: float, warnings: Warnings) -> None:

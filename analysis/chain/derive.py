@@ -13,12 +13,13 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from analysis import isoflop, parametric
+from analysis import parametric
 from analysis.chain.adjusted import Adjusted
 from analysis.chain.checks import warn_coverage, warn_laws, warn_sizes, warn_table
 from analysis.chain.conventions import derive_conventions
@@ -29,9 +30,11 @@ from analysis.chain.grid_bias import without_grid_bias
 from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
 from analysis.chain.kaplan_loss import derive_kaplan
 from analysis.chain.limited_data import derive_data_laws
-from analysis.chain.results import Isoflop, Laws, Surface
-from analysis.chain.surfaces import derive_parametric, derive_slices, derive_surface, lines_of_slices
+from analysis.chain.parametric import derive_parametric
+from analysis.chain.results import Frontier, Isoflop, Laws, Surface
+from analysis.chain.surfaces import derive_slices, derive_surface, lines_of_slices
 from analysis.critical_batch import tuning_scatter
+from analysis.isoflop import decayed_budgets
 from analysis.outcome import LEVEL, Warnings
 from analysis.tables.conventions import apply
 from analysis.tables.runs import Run, SeedNoise, extract, main_recipe, seed_noise
@@ -59,52 +62,26 @@ def derive(
     other conventions and the diagnoses are left out, which costs half the time."""
     began = time.perf_counter()
     table = apply(table, convention)
-    rng = np.random.default_rng(seed)
     warnings = Warnings()
-    runs = extract(table)
-    noise = seed_noise(runs)
-    undecayed = _main([r for r in runs if not r.decayed], "undecayed", warnings)
-    decayed = _main([r for r in runs if r.decayed], "decayed", warnings)
-    warn_table(table, undecayed, decayed, noise, warnings)
-    tuning = tuning_scatter(undecayed, noise.sigma)
-    open_samples = bootstrap.simulate(undecayed, noise, tuning, replicates, rng)
-    closed_samples = bootstrap.simulate(decayed, noise, tuning, replicates, rng)
-
-    first = _try(warnings, "critical-batch", lambda: derive_critical(open_samples, noise.sigma, warnings))
+    sweep = _prepare(table, replicates, seed, warnings)
+    sigma, chosen, at = sweep.noise.sigma, sweep.compared, sweep.common_batch
+    first = _try(warnings, "critical-batch", lambda: derive_critical(sweep.undecayed, sigma, warnings))
     critical, law = first or (None, None)
     measured = critical.measured if critical is not None else (0.0, 0.0)
-    batch = choose_batch(undecayed)
-    sizes = make_sizes(undecayed, batch)
-    closed_sizes = make_sizes(decayed, None)
-    warn_sizes(undecayed, sizes, batch, warnings)
-
-    use_open = len(sizes) >= LEAST_SIZES or len(closed_sizes) < len(sizes)
-    chosen = (open_samples, sizes) if use_open else (closed_samples, closed_sizes)
-    warn_coverage(chosen[0].runs, chosen[1], warnings)
-    at = batch if use_open else None
-    edge = _try(warnings, "frontier", lambda: derive_frontier(*chosen, at, law, measured, warnings))
-    flat_on = (open_samples, sizes)
-    if not undecayed or len(isoflop.decayed_budgets(decayed)) >= 2:
-        flat_on = (closed_samples, closed_sizes)
-        flat = _try(warnings, "isoflop", lambda: derive_isoflop_decayed(closed_samples, warnings))
-    else:
-        flat = _try(warnings, "isoflop", lambda: derive_isoflop(open_samples, sizes, warnings))
-    if len(chosen[1]) >= LEAST_SIZES:
-        edge, flat = without_grid_bias(*chosen, at, law, measured, edge, flat)
-    ended = len(decayed) >= parametric.LEAST_POINTS and len(closed_sizes) >= parametric.LEAST_SIZES
-    points = (closed_samples, closed_sizes) if ended or not undecayed else (open_samples, sizes)
-    third = _try(warnings, "parametric", lambda: derive_parametric(*points, noise.sigma, warnings, device))
-    surface, slices, slice_lines = _surface(open_samples, sizes, batch, law, measured, flat, noise.sigma, warnings)
-    kaplan = derive_kaplan(*chosen, edge, surface, law, noise.sigma, warnings)
-    kaplan.laws.update(derive_data_laws(runs, warnings, replicates=replicates, seed=seed, device=device))
-    compared = extras and not (edge is None and flat is None)
+    frontier, isoflop = _optimal_sizes(sweep, law, measured, warnings)
+    points = sweep.for_parametric
+    third = _try(warnings, "parametric", lambda: derive_parametric(*points, sigma, warnings, device, seed))
+    surface, slices, slice_lines = _surface(sweep, law, measured, isoflop, warnings)
+    kaplan = derive_kaplan(*chosen, frontier, surface, law, sigma, warnings)
+    kaplan.laws.update(derive_data_laws(sweep.runs, warnings, replicates=replicates, seed=seed, device=device))
+    compared = extras and not (frontier is None and isoflop is None)
     result = Laws(
         meta={},
-        runs=_ends([*undecayed, *decayed]),
+        runs=_ends([*sweep.undecayed.runs, *sweep.decayed.runs]),
         critical=critical,
-        adjusted=Adjusted(table, undecayed, None if law is None else (law[0, 0], law[0, 1]), measured),
-        frontier=edge,
-        isoflop=flat,
+        adjusted=Adjusted(table, sweep.undecayed.runs, None if law is None else (law[0, 0], law[0, 1]), measured),
+        frontier=frontier,
+        isoflop=isoflop,
         parametric=third,
         surface=surface,
         slices=slices,
@@ -112,27 +89,109 @@ def derive(
         warnings=warnings,
         level=LEVEL,
         kaplan=kaplan,
-        conventions=derive_conventions(table, chosen, flat_on, at) if compared else None,
+        conventions=derive_conventions(table, chosen, sweep.for_isoflop, at) if compared else None,
     )
     warn_laws(result, warnings)
     if extras:
-        result.diagnostics.update(diagnose_laws(result, *chosen, at, law, measured, noise.sigma))
-    result.meta.update(_meta(table, convention, noise, tuning, replicates, time.perf_counter() - began))
+        result.diagnostics.update(diagnose_laws(result, *chosen, at, law, measured, sigma))
+    result.meta.update(_meta(table, convention, sweep, replicates, time.perf_counter() - began))
     return result
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """Runs that may be compared, with their simulated versions, and the curve of each size. batch: what the undecayed
+    sizes share. tuning: scatter of the steps between cells."""
+
+    runs: list[Run]
+    undecayed: bootstrap.Samples
+    decayed: bootstrap.Samples
+    open_sizes: list[Size]
+    closed_sizes: list[Size]
+    batch: float | None
+    noise: SeedNoise
+    tuning: float
+
+    @property
+    def _open(self) -> tuple[bootstrap.Samples, list[Size]]:
+        return self.undecayed, self.open_sizes
+
+    @property
+    def _closed(self) -> tuple[bootstrap.Samples, list[Size]]:
+        return self.decayed, self.closed_sizes
+
+    @property
+    def _prefers_open(self) -> bool:
+        return len(self.open_sizes) >= LEAST_SIZES or len(self.closed_sizes) < len(self.open_sizes)
+
+    @property
+    def compared(self) -> tuple[bootstrap.Samples, list[Size]]:
+        """What the frontier compares: undecayed curves where there are enough sizes, else decayed runs."""
+        return self._open if self._prefers_open else self._closed
+
+    @property
+    def common_batch(self) -> float | None:
+        """The batch of the frontier's sizes."""
+        return self.batch if self._prefers_open else None
+
+    @property
+    def for_isoflop(self) -> tuple[bootstrap.Samples, list[Size]]:
+        """Decayed runs where they make at least two budgets."""
+        decayed = not self.undecayed.runs or len(decayed_budgets(self.decayed.runs)) >= 2
+        return self._closed if decayed else self._open
+
+    @property
+    def for_parametric(self) -> tuple[bootstrap.Samples, list[Size]]:
+        """Decayed runs where they are enough."""
+        enough = len(self.decayed.runs) >= parametric.LEAST_POINTS and len(self.closed_sizes) >= parametric.LEAST_SIZES
+        return self._closed if enough or not self.undecayed.runs else self._open
+
+
+def _prepare(table: Table, replicates: int, seed: int, warnings: Warnings) -> _Sweep:
+    rng = np.random.default_rng(seed)
+    runs = extract(table)
+    noise = seed_noise(runs)
+    undecayed = _main([r for r in runs if not r.decayed], "undecayed", warnings)
+    decayed = _main([r for r in runs if r.decayed], "decayed", warnings)
+    warn_table(table, undecayed, decayed, noise, warnings)
+    tuning = tuning_scatter(undecayed, noise.sigma)
+    batch = choose_batch(undecayed)
+    sweep = _Sweep(
+        runs,
+        bootstrap.simulate(undecayed, noise, tuning, replicates, rng),
+        bootstrap.simulate(decayed, noise, tuning, replicates, rng),
+        make_sizes(undecayed, batch),
+        make_sizes(decayed, None),
+        batch,
+        noise,
+        tuning,
+    )
+    warn_sizes(undecayed, sweep.open_sizes, batch, warnings)
+    warn_coverage(sweep.compared[0].runs, sweep.compared[1], warnings)
+    return sweep
+
+
+def _optimal_sizes(
+    sweep: _Sweep, law: np.ndarray | None, measured: tuple[float, float], warnings: Warnings
+) -> tuple[Frontier | None, Isoflop | None]:
+    """Approaches 1 and 2, their intervals without the bias of the sweep's few sizes."""
+    at, samples = sweep.common_batch, sweep.for_isoflop[0]
+    frontier = _try(warnings, "frontier", lambda: derive_frontier(*sweep.compared, at, law, measured, warnings))
+    if samples is sweep.decayed:
+        isoflop = _try(warnings, "isoflop", lambda: derive_isoflop_decayed(samples, warnings))
+    else:
+        isoflop = _try(warnings, "isoflop", lambda: derive_isoflop(*sweep.for_isoflop, warnings))
+    if len(sweep.compared[1]) < LEAST_SIZES:
+        return frontier, isoflop
+    return without_grid_bias(*sweep.compared, at, law, measured, frontier, isoflop)
+
+
 def _surface(
-    samples: bootstrap.Samples,
-    sizes: Sequence[Size],
-    batch: float | None,
-    law: np.ndarray | None,
-    measured: tuple[float, float],
-    flat: Isoflop | None,
-    sigma: float,
-    warnings: Warnings,
+    sweep: _Sweep, law: np.ndarray | None, measured: tuple[float, float], isoflop: Isoflop | None, warnings: Warnings
 ) -> tuple[Surface | None, pd.DataFrame, pd.DataFrame]:
     """Kaplan's surface, and the slices with its lines through them."""
-    slices = derive_slices(samples.runs, sizes, flat, batch)
+    samples, sizes, batch, sigma = sweep.undecayed, sweep.open_sizes, sweep.batch, sweep.noise.sigma
+    slices = derive_slices(samples.runs, sizes, isoflop, batch)
     lines = pd.DataFrame(columns=["axis", "at", "params", "loss"])
     found = (
         None
@@ -172,10 +231,8 @@ def _ends(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_id", "params", "flops"])
 
 
-def _meta(
-    table: Table, convention: str, noise: SeedNoise, tuning: float, replicates: int, seconds: float
-) -> dict[str, Any]:
-    runs = table.runs
+def _meta(table: Table, convention: str, sweep: _Sweep, replicates: int, seconds: float) -> dict[str, Any]:
+    runs, noise = table.runs, sweep.noise
 
     def only(name: str) -> Any:
         values = runs[name].dropna().unique().tolist()
@@ -194,7 +251,7 @@ def _meta(
         "sigma": noise.sigma,
         "sigma_source": "seeds" if noise.freedom else "assumed",
         "correlation": noise.correlation,
-        "tuning": tuning,
+        "tuning": sweep.tuning,
         "replicates": replicates,
         "level": LEVEL,
         "seconds": seconds,

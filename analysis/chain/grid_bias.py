@@ -17,7 +17,7 @@ from analysis import parametric
 from analysis.chain.frontier import derive_frontier
 from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
 from analysis.chain.results import Frontier, Isoflop, exponent_name
-from analysis.outcome import Estimate, Warnings
+from analysis.outcome import Estimate, Warnings, holding
 from analysis.power_law import PowerLaw
 from analysis.tables.runs import with_losses
 from analysis.tables.sizes import Size, size_curves
@@ -158,14 +158,19 @@ def _try_isoflop(found: Isoflop, world: _World, sizes: Sequence[Size]) -> Isoflo
 
 def _moved(e: Estimate, bias: float) -> Estimate:
     """With the interval moved by the bias."""
-    low, high = (None if v is None else v - bias for v in (e.low, e.high))
+    if e.low is None or e.high is None:
+        return Estimate(e.value, bias=bias)
+    low, high = holding(e.value, e.low - bias, e.high - bias)
     return Estimate(e.value, e.se, low, high, bias)
 
 
 def _scaled(e: Estimate, bias: float) -> Estimate:
     """The same for a positive estimate, whose bias is that of its logarithm."""
-    low, high = (None if v is None else v * float(np.exp(-bias)) for v in (e.low, e.high))
-    return Estimate(e.value, e.se, low, high, e.value * float(np.expm1(bias)))
+    own, factor = e.value * float(np.expm1(bias)), float(np.exp(-bias))
+    if e.low is None or e.high is None:
+        return Estimate(e.value, bias=own)
+    low, high = holding(e.value, e.low * factor, e.high * factor)
+    return Estimate(e.value, e.se, low, high, own)
 
 
 def _move_draws(draws: dict[str, np.ndarray], moves: Mapping[str, float], scales: Mapping[str, float]) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import kaplan_loss
+from analysis.chain.readings import warn_misfit
 from analysis.chain.results import DERIVED, Frontier, KaplanLaws, Surface, no_exponents
-from analysis.chain.surfaces import warn_misfit
 from analysis.efficiency import QUANTITIES, derived_laws
 from analysis.outcome import Estimate, Outcome, Warnings
 from analysis.tables.sizes import Size

@@ -41,7 +41,8 @@ def derive_data_laws(
             warnings.add(**item)
 
     stopped = early_stopped(runs)
-    attempt("kaplan-d", lambda: _loss_of_data(stopped, warnings, replicates, seed))
+    if stopped["unique_tokens"].nunique() > 1:  # otherwise the sweep was not made for them
+        attempt("kaplan-d", lambda: _loss_of_data(stopped, warnings, replicates, seed))
     if "kaplan-d" in found:
         n, u, y = (stopped[name].to_numpy() for name in ("params", "unique_tokens", "loss"))
         attempt(

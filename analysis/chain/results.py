@@ -160,6 +160,7 @@ class Parametric:
     line: pd.DataFrame
     draws: Draws = field(default_factory=dict)
     span: Span = field(default_factory=dict)
+    interval: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         """Estimates and how they were obtained."""
@@ -168,6 +169,7 @@ class Parametric:
             "objective": self.objective,
             "points": len(self.points),
             "starts": self.starts,
+            "interval": self.interval,
             "kind": self.kind,
             **_known(self.draws, self.span),
         }

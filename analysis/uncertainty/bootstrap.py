@@ -34,8 +34,16 @@ def estimate(samples: np.ndarray, level: float = LEVEL) -> Estimate:
     good = replicates[np.isfinite(replicates)]
     if len(good) < 2 or len(good) < len(replicates) / 2:
         return Estimate(value)
-    low, high = np.quantile(good, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(good, [(1 - level) / 2, (1 + level) / 2], method="weibull")
     return Estimate(value, float(good.std(ddof=1)), float(low), float(high))
+
+
+def pivotal(samples: np.ndarray) -> np.ndarray:
+    """Samples [1 + replicates] of a positive quantity with its replicates reflected about the estimate in logarithms:
+    their percentiles are the basic bootstrap's interval (Davison & Hinkley 1997, section 5.2), which allows for the
+    estimator's bias where plain percentiles would double it."""
+    with np.errstate(all="ignore"):
+        return np.concatenate([samples[:1], samples[0] ** 2 / samples[1:]])
 
 
 def band(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
@@ -44,8 +52,9 @@ def band(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndar
     count = np.isfinite(replicates).sum(axis=0)
     known = (count >= 2) & (count >= len(replicates) / 2)
     out = np.full((2, samples.shape[1]), np.nan)
+    ends = [(1 - level) / 2, (1 + level) / 2]
     if known.any():
-        out[:, known] = np.nanquantile(replicates[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
+        out[:, known] = np.nanquantile(replicates[:, known], ends, axis=0, method="weibull")
     return out[0], out[1]
 
 

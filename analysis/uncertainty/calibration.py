@@ -97,10 +97,10 @@ def optimal(laws: Laws, world: World) -> dict[str, float]:
     return truth
 
 
-def _line_constants(law: str, lines: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+def _line_constants(law: str, lines: Mapping[str, np.ndarray]) -> dict[str, float]:
     found = {}
     for name, (intercept, slope) in lines.items():
-        found[f"{law}.{exponent_name(name)}"] = slope
+        found[f"{law}.{exponent_name(name)}"] = float(slope)
         found[f"{law}.{name}_coefficient"] = float(np.exp(intercept))
     return found
 

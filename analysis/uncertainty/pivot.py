@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from analysis.outcome import LEVEL, Estimate
+from analysis.outcome import LEVEL, Estimate, holding
 
 
 def is_logarithm(name: str) -> bool:
@@ -63,8 +63,8 @@ def estimates(
     """Estimates, joint draws [k], and how many replicates failed and are not among the draws.
 
     values: of each estimate, as logarithms where `is_logarithm`. error: [k] each, replicates less their truth, nan
-    where the procedure found nothing. shift: of each, by which the truth is known to differ from what the procedure aimed at.
-    scale: [k], what the noise of each replicate was multiplied by (`redraw.scales`); the standard error is that of
+    where the procedure found nothing. shift: of each, by which the truth is known to differ from what the procedure
+    aimed at. scale: [k], what the noise of each replicate was multiplied by (`redraw.scales`); the standard error is that of
     unscaled noise. No interval is given where more than half of the replicates failed.
     """
     good = np.all([np.isfinite(v) for v in error.values()], axis=0)
@@ -75,12 +75,12 @@ def estimates(
     for name, value in values.items():
         off = error[name][good] - shift[name]
         draws[name] = plain_value(name, value - off)
-        low, high = quantiles(draws[name], level)
         spread = float(((off - off.mean()) / scale[good]).std(ddof=1))
         bias, own = float(off.mean()), float(plain_value(name, value))
+        low, high = holding(own, *map(float, quantiles(draws[name], level)))
         if is_logarithm(name):
             spread, bias = spread * own, own * float(np.expm1(bias))
-        found[name] = Estimate(own, spread, float(low), float(high), bias)
+        found[name] = Estimate(own, spread, low, high, bias)
     return found, draws, failed
 
 

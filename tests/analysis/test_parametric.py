@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from analysis import parametric
-from analysis.chain.surfaces import derive_parametric
+from analysis.chain.parametric import derive_parametric
 from analysis.outcome import Outcome, Warnings
 from analysis.tables.runs import SeedNoise, extract
 from analysis.tables.sizes import make_sizes
