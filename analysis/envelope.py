@@ -6,12 +6,12 @@ C/(1 + B/B_crit(L)) (Kaplan et al. 2020, Eq. 5.5), each point with the B_crit of
 
 Sizes are discrete, so the best of them jumps: a line through the sizes of the envelope itself (`envelope_lines`) has an
 exponent that is wrong by up to 0.12 with six sizes (simulated, planted 0.62), and with many sizes their noise decides
-which is best: 0.3% of noise lowers it by 0.03 with fifty. The exponents therefore come from one surface of ln L in (ln
-C, ln N) (`fit_surface`), least squares over the sizes within a factor of 3 of its own minimum (the neighbours at least).
-On planted laws with 5 to 100 sizes its bias is at most 0.003, with and without noise, and its scatter below that of the
-envelope. The curvature over ln N must be free to change along C: held equal, it raised the exponent by 0.02. Wider
-windows scatter less and are biased where the loss is no parabola in ln N: real curves flatten towards large,
-undertrained sizes, and twice the width lowered the exponent of such a sweep by 0.1.
+which is best: 0.3% of noise lowers it by 0.03 with fifty. The exponents therefore come from one surface of ln L in
+(ln C, ln N) (`fit_surface`), least squares over the sizes within a factor of 3 of its own minimum (the neighbours at
+least). On planted laws with 5 to 100 sizes its bias is at most 0.003, with and without noise; its scatter is below
+that of the envelope but for five sizes. The curvature over ln N must be free to change along C: held equal, it raised
+the exponent by 0.02. Wider windows scatter less and are biased where the loss is no parabola in ln N: real curves
+flatten towards large, undertrained sizes, and twice the width lowered the exponent of such a sweep by 0.1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.minima import Optima, lowest_size
-from analysis.power_law import line
 from analysis.tables.sizes import LEAST_SIZES, Size
+from analysis.uncertainty import pivot
 from sweep.schema import InputError
 
 GRID_PER_DECADE = 12
@@ -33,7 +33,7 @@ _ROUNDS = 12  # of fitting the surface around its own minimum
 _FREELY = 4  # of them with whole steps: two sets of points may each lead to the other, and halves settle between
 _STILL = 1e-4  # in ln N: a line that moves less has settled
 _FLAT = 0.05  # of the curvature in the middle: what it may fall to along C
-_NO_SURFACE = np.full(6, np.nan)
+_SINGULAR = 1e-9  # of the largest eigenvalue of the normal equations
 
 
 def ln_compute(size: Size, y: np.ndarray, law: tuple[float, float] | None) -> np.ndarray:
@@ -72,75 +72,106 @@ def read_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarra
 
 
 def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: Optima) -> np.ndarray:
-    """The valley of ln L over ln N along ln C: (n0, a, d, l0, l1, l2) with c = ln C - `grid.mean()`, ln N_opt = n0 + a
-    c, ln L(N) = ln L_opt + d ln^2(N/N_opt) at c = 0, and ln L_opt = l0 + l1 c + l2 c^2. nan where there are fewer than
-    three interior optima or no minimum.
+    """The valley of ln L over ln N along ln C: (n0, a, d, l0, l1, l2) [..., 6] with c = ln C - `grid.mean()`, ln N_opt
+    = n0 + a c, ln L(N) = ln L_opt + d ln^2(N/N_opt) at c = 0, and ln L_opt = l0 + l1 c + l2 c^2. nan where there are
+    fewer than three interior optima or no minimum. values: [..., sizes, g], with their optima.
 
     Around the line N_opt(C), with u the distance from it in ln N, ln L = l(C) + (t0 + t1 c) u + (d + d1 c) u^2 by least
     squares, l free at each C. Where its minimum is not on the line, the line moves there, until it stays. The first
-    line is through the sizes around the lowest one at each interior compute. The lowest is low by noise as well as by
-    size, which draws the minimum towards it; so from then on the sizes around the line are taken, wherever that lies
-    between the smallest and the largest size.
+    line is through the lowest sizes at each interior compute, and so are the points around it. The lowest is low by
+    noise as well as by size, which draws the minimum towards it; so from then on the sizes around the line are taken,
+    wherever that lies between the smallest and the largest size.
     """
-    if optima.interior.sum() < 3:
-        return _NO_SURFACE
-    known, c = np.isfinite(values), grid - grid.mean()
-    take = optima.window & optima.interior
-    line_of = np.array(line(c, np.where(optima.interior, ln_n[optima.index], np.nan)))
+    c = grid - grid.mean()
+    many = values.reshape(-1, *values.shape[-2:])
+    interior = optima.interior.reshape(-1, len(grid))
+    take = optima.window.reshape(many.shape) & interior[:, None]
+    line_of = np.stack(pivot.lines(c, np.where(interior, ln_n[optima.index.reshape(-1, len(grid))], np.nan)), axis=-1)
+    found = np.full((len(many), 6), np.nan)
+    going = np.flatnonzero((interior.sum(axis=-1) >= 3) & np.isfinite(line_of).all(axis=-1))
     for turn in range(_ROUNDS):
-        found = _valley(ln_n, c, values, take, line_of)
-        if found is None:
-            return _NO_SURFACE
-        step, bend, level = found
-        line_of = line_of + (step if turn < _FREELY else step / 2)
-        best = line_of[0] + line_of[1] * c
-        left = np.where(known & (ln_n[:, None] <= best), ln_n[:, None], -np.inf).max(axis=0)
-        right = np.where(known & (ln_n[:, None] >= best), ln_n[:, None], np.inf).min(axis=0)
-        near = np.abs(ln_n[:, None] - best) <= math.log(FACTOR)
-        near |= (ln_n[:, None] == left) | (ln_n[:, None] == right)
-        again = known & near & (best >= ln_n[0]) & (best <= ln_n[-1])
-        if (again == take).all() and np.abs(step * (1, np.ptp(c))).max() < _STILL:
+        if not len(going):
             break
-        take = again
-    good = np.isfinite(level)
-    falls = np.polynomial.polynomial.polyfit(c[good], level[good], min(2, int(good.sum()) - 1))
-    return np.array([*line_of, bend, *np.pad(falls, (0, 3 - len(falls)))])
+        step, bend, level = _valleys(ln_n, c, many[going], take[going], line_of[going])
+        good = np.isfinite(step).all(axis=-1) & np.isfinite(bend)
+        found[going[~good]] = np.nan
+        going, step, bend, level = going[good], step[good], bend[good], level[good]
+        line_of[going] += step if turn < _FREELY else step / 2
+        again = _around(ln_n, c, many[going], line_of[going])
+        falls = parabolas_along(c, level)
+        found[going] = np.concatenate([line_of[going], bend[:, None], falls], axis=-1)
+        still = (again == take[going]).all(axis=(1, 2)) & (np.abs(step * (1, np.ptp(c))).max(axis=-1) < _STILL)
+        take[going] = again
+        going = going[~still]
+    return found.reshape(*values.shape[:-2], 6)
 
 
-def _valley(
+def _around(ln_n: np.ndarray, c: np.ndarray, values: np.ndarray, line_of: np.ndarray) -> np.ndarray:
+    """The sizes [r, sizes, g] within `FACTOR` of the line and its neighbours, where it lies between the outermost."""
+    best = (line_of[:, :1] + line_of[:, 1:] * c)[:, None]
+    known, n = np.isfinite(values), ln_n[:, None]
+    left = np.where(known & (n <= best), n, -np.inf).max(axis=1, keepdims=True)
+    right = np.where(known & (n >= best), n, np.inf).min(axis=1, keepdims=True)
+    near = (np.abs(n - best) <= math.log(FACTOR)) | (n == left) | (n == right)
+    return np.asarray(known & near & (best >= ln_n[0]) & (best <= ln_n[-1]))
+
+
+def _valleys(
     ln_n: np.ndarray, c: np.ndarray, values: np.ndarray, take: np.ndarray, line_of: np.ndarray
-) -> tuple[np.ndarray, float, np.ndarray] | None:
-    """By how much (intercept, slope) the minimum lies off the line, the curvature at c = 0, and ln L of the minimum at
-    each compute; from the points `take` [sizes, g]. None where there is no minimum."""
-    take = take & (take.sum(axis=0) > 1)
-    sizes, columns = np.nonzero(take)
-    u, y, at = ln_n[sizes] - line_of[0] - line_of[1] * c[columns], values[sizes, columns], c[columns]
-    number = np.bincount(columns, minlength=len(c))
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By how much (intercept, slope) [r, 2] the minimum lies off the line, the curvature at c = 0 [r], and ln L of the
+    minimum at each compute [r, g]; from the points `take` [r, sizes, g]. nan where there is no minimum."""
+    take = take & (take.sum(axis=1, keepdims=True) > 1)
+    number = np.maximum(take.sum(axis=1, keepdims=True), 1)
+    used = take.any(axis=1)
+    reach = max(float(np.abs(c).max()), 1e-9)
 
-    def mean(of: np.ndarray) -> np.ndarray:
-        return np.bincount(columns, of, minlength=len(c)) / np.maximum(number, 1)
+    def centred(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside = np.where(take, of, 0.0)
+        mean = inside.sum(axis=1, keepdims=True) / number
+        return np.where(take, of - mean, 0.0), mean[:, 0]
 
-    terms = np.stack([u, u * at, u * u, u * u * at], axis=1)
+    u = ln_n[:, None] - (line_of[:, :1] + line_of[:, 1:] * c)[:, None]
+    z = c / reach
+    pairs = [centred(term) for term in (u, u * z, u * u, u * u * z)]
+    design, means = (np.stack(part, axis=1) for part in zip(*pairs, strict=True))
+    y, mean_y = centred(values)
+    normal = np.einsum("risg,rjsg->rij", design, design)
+    right = np.einsum("risg,rsg->ri", design, y)
+    k = np.full((len(values), 4), np.nan)
     for free in (4, 3):  # a curvature that changes sign along C is noise: then it is held equal
-        design = np.stack([term - mean(term)[columns] for term in terms.T[:free]], axis=1)
-        k, _, rank, _ = np.linalg.lstsq(design, y - mean(y)[columns], rcond=None)
-        t0, t1, d, d1 = np.pad(k, (0, 4 - free))
-        used = number > 0
-        if rank == free and (d + d1 * c[used] > _FLAT * abs(d)).all():
-            break
-    else:
-        return None
-    tilt, bend = t0 + t1 * c, np.where(used, d + d1 * c, 1.0)
+        rest = np.isnan(k).any(axis=-1)
+        own = normal[rest][:, :free, :free]
+        eigen = np.linalg.eigvalsh(own)
+        theta = np.zeros((len(own), 4))
+        theta[:, :free] = np.einsum("rij,rj->ri", np.linalg.pinv(own, hermitian=True), right[rest][:, :free])
+        along = np.where(used[rest], theta[:, 2:3] + theta[:, 3:] * z, np.inf).min(axis=-1, keepdims=True)
+        good = (eigen[:, :1] > _SINGULAR * eigen[:, -1:]) & (theta[:, 2:3] > 0)
+        good &= along > _FLAT * theta[:, 2:3]
+        k[rest] = np.where(good, theta, np.nan)
+    tilt, bend = k[:, :1] + k[:, 1:2] * z, k[:, 2:3] + k[:, 3:] * z
     off = np.where(used, -tilt / (2 * bend), np.nan)
-    level = np.where(used, mean(y - terms[:, :free] @ k) + tilt * off / 2, np.nan)
-    step = np.array(line(c, off))
-    return (step, float(d), level) if np.isfinite(step).all() else None
+    level = np.where(used, mean_y - np.einsum("ri,rig->rg", k, means) + tilt * off / 2, np.nan)
+    return np.stack(pivot.lines(c, off), axis=-1), k[:, 2], level
+
+
+def parabolas_along(c: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Coefficients [..., 3] of 1, c, c^2 of the least-squares parabola through each row of `level` [..., g], which may
+    be nan in places; of the shortest where fewer than three values determine none."""
+    reach = max(float(np.abs(c).max()), 1e-9)
+    powers = (c / reach)[:, None] ** np.arange(3)
+    good = np.isfinite(level).astype(float)
+    normal = np.einsum("...g,gi,gj->...ij", good, powers, powers)
+    right = np.einsum("...g,gi->...i", np.where(good > 0, level, 0.0), powers)
+    k = np.einsum("...ij,...j->...i", np.linalg.pinv(normal, hermitian=True), right)
+    return np.asarray(k / reach ** np.arange(3))
 
 
 def surface_optimum(k: np.ndarray, grid: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ln N_opt, ln L_opt) of `fit_surface` at ln C = `at`; the first is a straight line."""
+    """(ln N_opt, ln L_opt) [..., n] of `fit_surface` at ln C = `at` [n]; the first is a straight line."""
     c = at - grid.mean()
-    return k[0] + k[1] * c, k[3] + c * (k[4] + k[5] * c)
+    n0, a, _, l0, l1, l2 = (k[..., i, None] for i in range(6))
+    return n0 + a * c, l0 + c * (l1 + l2 * c)
 
 
 def quantities(
@@ -149,21 +180,21 @@ def quantities(
     ln_k: np.ndarray,
     ln_l: np.ndarray,
     batch: float | None,
-    law: tuple[float, float] | None,
+    law: tuple[np.ndarray | float, np.ndarray | float] | None,
 ) -> dict[str, np.ndarray]:
-    """ln of N, D, B, S and L at each ln C; ln_k: of the FLOPs per token at N. With a law, ln C is ln C_min: B =
-    B_crit(L), S = S_min = C_min/(k B), and D = 2 B_crit S_min, the tokens of a run at the critical batch. Without, B =
-    `batch`, D = C/k and S = D/B."""
+    """ln of N, D, B, S and L at each ln C, of one shape; ln_k: of the FLOPs per token at N. With a law, ln C is ln
+    C_min: B = B_crit(L), S = S_min = C_min/(k B), and D = 2 B_crit S_min, the tokens of a run at the critical batch.
+    Without, B = `batch`, D = C/k and S = D/B."""
     if law is None:
-        ln_b = np.full_like(ln_c, math.log(batch) if batch else np.nan)
+        ln_b = np.full_like(ln_n, math.log(batch) if batch else np.nan)
         return {"N": ln_n, "D": ln_c - ln_k, "B": ln_b, "S": ln_c - ln_k - ln_b, "L": ln_l}
     ln_b = law[0] + law[1] * ln_l
     return {"N": ln_n, "D": ln_c - ln_k + math.log(2), "B": ln_b, "S": ln_c - ln_k - ln_b, "L": ln_l}
 
 
-def fit_lines(ln_c: np.ndarray, logs: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """(intercept, exponent) of each quantity against ln C."""
-    return {name: line(ln_c, values) for name, values in logs.items()}
+def fit_lines(ln_c: np.ndarray, logs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(intercept, exponent) [..., 2] of each quantity [..., g] against ln C [g]."""
+    return {name: np.stack(pivot.lines(ln_c, values), axis=-1) for name, values in logs.items()}
 
 
 def dense(grid: np.ndarray) -> np.ndarray:
@@ -172,13 +203,16 @@ def dense(grid: np.ndarray) -> np.ndarray:
 
 
 def envelope_lines(
-    ln_n: np.ndarray, ln_k: np.ndarray, ln_c: np.ndarray, values: np.ndarray, *, least: bool = False
-) -> dict[str, float]:
-    """a, b, N_coefficient and D_coefficient of lines through the best size itself at each compute value, where it is
-    no bound: approach 1 as Hoffmann et al. 2022 have it. values: ln L [sizes, g]. least: ln C is ln C_min, and D = 2
-    C_min/k the tokens of a run at the critical batch. nan for fewer than two values of one size each."""
+    ln_n: np.ndarray,
+    ln_k: np.ndarray,
+    ln_c: np.ndarray,
+    values: np.ndarray,
+    batch: float | None = None,
+    law: tuple[np.ndarray | float, np.ndarray | float] | None = None,
+) -> dict[str, np.ndarray]:
+    """(intercept, exponent) [..., 2] of `quantities` through the best size itself at each compute value, where it is no
+    bound: approach 1 as Hoffmann et al. 2022 have it. values: ln L [..., sizes, g]; nan for fewer than two values."""
     index, interior = lowest_size(values)
-    n = np.where(interior, ln_n[index], np.nan)
-    d = ln_c - ln_k[index] + (math.log(2) if least else 0.0)
-    (n0, a), (d0, b) = line(ln_c, n), line(ln_c, np.where(interior, d, np.nan))
-    return {"a": a, "b": b, "N_coefficient": math.exp(n0), "D_coefficient": math.exp(d0)}
+    best = np.take_along_axis(values, index[..., None, :], axis=-2)[..., 0, :]
+    found = quantities(ln_c, ln_n[index], ln_k[index], best, batch, law)
+    return fit_lines(ln_c, {name: np.where(interior, v, np.nan) for name, v in found.items()})

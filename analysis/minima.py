@@ -8,7 +8,7 @@ ln N (Porian et al. 2024).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -17,10 +17,10 @@ FIVE = 2  # sizes on either side of the best one: what an isoflop parabola takes
 
 @dataclass(frozen=True)
 class Optima:
-    """Best size at each compute value [g]. index: the lowest size. interior: sizes on both sides of it are worse,
+    """Best size at each compute value [..., g]. index: the lowest size. interior: sizes on both sides of it are worse,
     there or where they ended before (a bound otherwise). ln_n, value: of the parabola's minimum, nan where there is
-    none among the sizes it was fitted to; used: there is one. coefficients: [g, 3] of the parabola c0 + c1 ln N + c2
-    ln^2 N; first, last: the outermost sizes in it; window: [sizes, g], all of them."""
+    none among the sizes it was fitted to; used: there is one. coefficients: [..., g, 3] of the parabola c0 + c1 ln N +
+    c2 ln^2 N; first, last: the outermost sizes in it; window: [..., sizes, g], all of them."""
 
     index: np.ndarray
     interior: np.ndarray
@@ -32,14 +32,19 @@ class Optima:
     last: np.ndarray
     window: np.ndarray
 
+    def of(self, which: int) -> Optima:
+        """Those of one of many tables, by the first axis."""
+        return Optima(*(getattr(self, f.name)[which] for f in fields(self)))
+
 
 def lowest_size(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the lowest size at each compute value [g], and whether it is interior (`Optima`). values: [sizes, g] of
-    increasing sizes, nan where one is not known there."""
+    """Index of the lowest size at each compute value [..., g], and whether it is interior (`Optima`). values: [...,
+    sizes, g] of increasing sizes, nan where one is not known there."""
     known = np.isfinite(values)
-    number = known.sum(axis=0)
-    index = np.argmin(np.where(known, values, np.inf), axis=0)
-    centre = np.take_along_axis(np.cumsum(known, axis=0) - 1, index[None], axis=0)[0]
+    number = known.sum(axis=-2)
+    index = np.argmin(np.where(known, values, np.inf), axis=-2)
+    rank = np.cumsum(known, axis=-2) - 1
+    centre = np.take_along_axis(rank, index[..., None, :], axis=-2)[..., 0, :]
     interior = (number >= 3) & ((centre > 0) | _beaten(known, index)) & ((centre < number - 1) | _unborn(known, index))
     return index, interior
 
@@ -48,18 +53,19 @@ def find_optima(ln_n: np.ndarray, values: np.ndarray, factor: float | None = Non
     """Lowest size at each compute value, and the parabola through the five sizes centred on it, or with `factor`
     through its neighbours and all sizes within that factor of it.
 
-    ln_n: [sizes], increasing. values: [sizes, g], nan where a size is not known there.
+    ln_n: [sizes], increasing. values: [..., sizes, g], nan where a size is not known there.
     """
     known = np.isfinite(values)
     index, interior = lowest_size(values)
-    rank = np.cumsum(known, axis=0) - 1
-    away = np.abs(rank - rank[index, np.arange(values.shape[1])])
+    rank = np.cumsum(known, axis=-2) - 1
+    away = np.abs(rank - np.take_along_axis(rank, index[..., None, :], axis=-2))
     near = away <= FIVE
     if factor is not None:
-        near = (away <= 1) | (np.abs(ln_n[:, None] - ln_n[index]) <= math.log(factor) + 1e-9)
-    window = known & near & (known.sum(axis=0) >= 3)
-    vertex, least, coefficients = parabolas(np.broadcast_to(ln_n, window.T.shape), values.T, window.T)
-    first, last = np.argmax(window, axis=0), len(ln_n) - 1 - np.argmax(window[::-1], axis=0)
+        near = (away <= 1) | (np.abs(ln_n[:, None] - ln_n[index][..., None, :]) <= math.log(factor) + 1e-9)
+    window = known & near & (known.sum(axis=-2, keepdims=True) >= 3)
+    take = np.swapaxes(window, -1, -2)
+    vertex, least, coefficients = parabolas(np.broadcast_to(ln_n, take.shape), np.swapaxes(values, -1, -2), take)
+    first, last = np.argmax(window, axis=-2), len(ln_n) - 1 - np.argmax(window[..., ::-1, :], axis=-2)
     used = interior & (vertex > ln_n[first]) & (vertex < ln_n[last])
     ln_opt, least = np.where(used, vertex, np.nan), np.where(used, least, np.nan)
     return Optima(index, interior, ln_opt, least, used, coefficients, first, last, window)
@@ -113,18 +119,18 @@ def _beaten(known: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Whether, at each compute value, smaller sizes than the best have ended, and at the end of each of them a larger
     one was ahead of it. Curves of two sizes cross once, so more compute would not have brought them back: the best
     size is no bound. One that ended while it was the best might still be."""
-    last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
-    sizes, columns = np.arange(len(known))[:, None], np.arange(known.shape[1])
-    ended = (columns > last[:, None]) & (sizes < index) & known.any(axis=1, keepdims=True)
-    lost = (index[last] > sizes[:, 0])[:, None]
-    return ended.any(axis=0) & (lost | ~ended).all(axis=0)
+    last = known.shape[-1] - 1 - np.argmax(known[..., ::-1], axis=-1)
+    sizes, columns = np.arange(known.shape[-2]), np.arange(known.shape[-1])
+    ended = (columns > last[..., None]) & (sizes[:, None] < index[..., None, :]) & known.any(axis=-1, keepdims=True)
+    lost = (np.take_along_axis(index, last, axis=-1) > sizes)[..., None]
+    return np.asarray(ended.any(axis=-2) & (lost | ~ended).all(axis=-2))
 
 
 def _unborn(known: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The mirror image: larger sizes are not readable yet (warm-up), and where each first is, a smaller one is
     ahead."""
-    first = np.argmax(known, axis=1)
-    sizes, columns = np.arange(len(known))[:, None], np.arange(known.shape[1])
-    absent = (columns < first[:, None]) & (sizes > index) & known.any(axis=1, keepdims=True)
-    behind = (index[first] < sizes[:, 0])[:, None]
-    return absent.any(axis=0) & (behind | ~absent).all(axis=0)
+    first = np.argmax(known, axis=-1)
+    sizes, columns = np.arange(known.shape[-2]), np.arange(known.shape[-1])
+    absent = (columns < first[..., None]) & (sizes[:, None] > index[..., None, :]) & known.any(axis=-1, keepdims=True)
+    behind = (np.take_along_axis(index, first, axis=-1) < sizes)[..., None]
+    return np.asarray(absent.any(axis=-2) & (behind | ~absent).all(axis=-2))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import envelope as env
-from analysis.chain.results import Draws, Frontier, Span
+from analysis.chain.results import Draws, Frontier, Span, exponent_name
 from analysis.minima import Optima, find_optima, per_token_at
 from analysis.outcome import Estimate, Warnings
 from analysis.power_law import PowerLaw
@@ -20,7 +20,6 @@ from sweep.schema import InputError
 
 EVERYWHERE = (1e-300, 1e300)  # losses
 QUANTITIES = ("N", "D", "S", "B", "L")
-ESTIMATES = {"N exponent": "a", "D exponent": "b"}  # the others are called as they are
 Curves = list[list[np.ndarray]]
 
 
@@ -103,9 +102,9 @@ def _derive_kind(
         for row, own in zip(losses, laws, strict=True)
     ]
     grid = env.compute_grid(curves[0], lowest)
-    values = [env.read_curves(row, grid) for row in curves]
-    optima = [find_optima(ln_n, v, env.FACTOR) for v in values]
-    best = optima[0]
+    values = np.array([env.read_curves(row, grid) for row in curves])
+    optima = find_optima(ln_n, values, env.FACTOR)
+    best = optima.of(0)
     frame = _optima_frame(kind, runs, sizes, index, curves[0], grid, values[0], optima, laws[0], batch)
     shown = pd.concat(
         [
@@ -116,30 +115,28 @@ def _derive_kind(
         ],
         ignore_index=True,
     )
-    surfaces = np.array([env.fit_surface(ln_n, grid, v, o) for v, o in zip(values, optima, strict=True)])
+    surfaces = env.fit_surface(ln_n, grid, values, optima)
     at = grid[best.interior]
     _warn_edges(kind, len(at), len(grid), bool(np.isfinite(surfaces[0]).all()), warnings)
     if not np.isfinite(surfaces[0]).all():
         return _Kind(frame, shown)
-    lines = _fit_lines(surfaces, ln_n, ln_k, grid, at, laws, batch)
-    found = {"curvature": surfaces[:, 2]} | {
-        f"{name} {part}": np.exp(k[:, 0]) if part == "coefficient" else k[:, 1]
-        for name, k in lines.items()
-        for part in ("exponent", "coefficient")
-    }
+    lines = _fit_lines(surfaces, ln_n, ln_k, grid, at, law, batch)
+    found = {"curvature": surfaces[:, 2]}
+    for name, k in lines.items():
+        found |= {exponent_name(name): k[:, 1], f"{name}_coefficient": np.exp(k[:, 0])}
     estimates = {name: estimate(v) for name, v in found.items()}
-    draws = {ESTIMATES.get(name, name.replace(" ", "_")): v[1:] for name, v in found.items() if len(v) > 1}
+    draws = {name: v[1:] for name, v in found.items() if len(v) > 1}
     least = np.exp(values[0][best.index, np.arange(len(grid))][best.interior])
     return _Kind(
         optima=frame,
         curves=shown,
-        fits={name: PowerLaw(estimates[f"{name} coefficient"], estimates[f"{name} exponent"]) for name in lines},
+        fits={name: PowerLaw(estimates[f"{name}_coefficient"], estimates[exponent_name(name)]) for name in lines},
         lines=pd.concat([_line_frame(kind, name, k, at) for name, k in lines.items()], ignore_index=True),
         estimates=estimates,
         draws=draws,
         span=span_of(pd.DataFrame({"flops": np.exp(at), "loss": least}))
         | {"params": (float(np.exp(ln_n[0])), float(np.exp(ln_n[-1])))},
-        envelope=_fit_envelope(curves, ln_n, ln_k, grid, law is not None),
+        envelope=_fit_envelope(curves, ln_n, ln_k, grid, law),
     )
 
 
@@ -168,16 +165,14 @@ def _fit_lines(
     ln_k: np.ndarray,
     grid: np.ndarray,
     at: np.ndarray,
-    laws: Sequence[tuple[float, float] | None],
+    law: np.ndarray | None,
     batch: float | None,
 ) -> dict[str, np.ndarray]:
     """Intercept and exponent [samples, 2] of each of `QUANTITIES` that the runs themselves determine."""
-    rows = []
-    for k, own in zip(surfaces, laws, strict=True):
-        best_n, best_l = env.surface_optimum(k, grid, at)
-        rows.append(env.fit_lines(at, env.quantities(at, best_n, per_token_at(ln_n, ln_k, best_n), best_l, batch, own)))
-    lines = {name: np.array([row[name] for row in rows]) for name in QUANTITIES}
-    return {name: k for name, k in lines.items() if np.isfinite(k[0]).all()}
+    best_n, best_l = env.surface_optimum(surfaces, grid, at)
+    own = None if law is None else (law[:, :1], law[:, 1:])
+    lines = env.fit_lines(at, env.quantities(at, best_n, per_token_at(ln_n, ln_k, best_n), best_l, batch, own))
+    return {name: lines[name] for name in QUANTITIES if np.isfinite(lines[name][0]).all()}
 
 
 def _fit_envelope(
@@ -185,12 +180,14 @@ def _fit_envelope(
     ln_n: np.ndarray,
     ln_k: np.ndarray,
     grid: np.ndarray,
-    least: bool,
+    law: np.ndarray | None,
 ) -> dict[str, Estimate]:
-    """The lines straight through the best of the sizes (`env.envelope_lines`), for comparison."""
+    """a, b and coefficients of the lines through the best of the sizes (`env.envelope_lines`), for comparison."""
     at = env.dense(grid)
-    rows = [env.envelope_lines(ln_n, ln_k, at, env.read_curves(row, at), least=least) for row in curves]
-    return {name: estimate(np.array([row[name] for row in rows])) for name in rows[0]}
+    values = np.array([env.read_curves(row, at) for row in curves])
+    found = env.envelope_lines(ln_n, ln_k, at, values, law=None if law is None else (law[:, :1], law[:, 1:]))
+    exponents = {exponent_name(name): estimate(found[name][:, 1]) for name in ("N", "D")}
+    return exponents | {f"{name}_coefficient": estimate(np.exp(found[name][:, 0])) for name in ("N", "D")}
 
 
 def _line_frame(kind: str, name: str, k: np.ndarray, at: np.ndarray) -> pd.DataFrame:
@@ -210,18 +207,18 @@ def _optima_frame(
     curves: list[tuple[np.ndarray, np.ndarray]],
     grid: np.ndarray,
     values: np.ndarray,
-    optima: list[Optima],
+    optima: Optima,
     law: tuple[float, float] | None,
     batch: float | None,
 ) -> pd.DataFrame:
-    best = optima[0]
+    best = optima.of(0)
     sizes_at = np.array([size.params for size in sizes])[best.index]
     ln_sizes, ln_k = _shapes(sizes)
     envelope = values[best.index, np.arange(len(grid))]
     ln_n = np.where(best.used, best.ln_n, np.log(sizes_at))
     ln_l = np.where(best.used, best.value, envelope)
     logs = env.quantities(grid, ln_n, per_token_at(ln_sizes, ln_k, ln_n), ln_l, batch, law)
-    low, high = band(np.array([o.ln_n for o in optima]))
+    low, high = band(optima.ln_n)
     positions = [int(np.searchsorted(curves[s][0], c)) for s, c in zip(best.index, grid, strict=True)]
     run_ids = [runs[index[s][min(p, len(index[s]) - 1)]].run_id for s, p in zip(best.index, positions, strict=True)]
     first = np.argmax(np.isfinite(values), axis=0)

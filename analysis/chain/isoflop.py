@@ -77,8 +77,8 @@ def _isoflop(
     were read from."""
     params, per_token = np.array([(p, k) for _, p, k in names]).T
     ln_n, ln_k = np.log(params), np.log(per_token)
-    optima = [find_optima(ln_n, v) for v in values]
-    best = optima[0]
+    optima = find_optima(ln_n, values)
+    best = optima.of(0)
     flops = np.exp(budgets)
     points = pd.DataFrame(
         [
@@ -89,7 +89,7 @@ def _isoflop(
         ],
         columns=["budget", "group", "params", "tokens", "loss", "run_id"],
     )
-    low, high = band(np.array([o.ln_n for o in optima]))
+    low, high = band(optima.ln_n)
     frame = pd.DataFrame({"budget": flops, "params": np.exp(best.ln_n)})
     frame["params_low"], frame["params_high"] = np.exp(low), np.exp(high)
     frame["tokens"] = flops / np.exp(per_token_at(ln_n, ln_k, best.ln_n))
@@ -108,9 +108,8 @@ def _isoflop(
     line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
     if best.used.sum() < 2:
         return Isoflop(points, frame, None, line, kind)
-    ln_opt, ln_l = np.array([o.ln_n for o in optima]), np.log([o.value for o in optima])
-    curvature = np.array([o.coefficients[:, 2] for o in optima]) / np.exp(ln_l)
-    found = iso.laws(budgets, ln_opt, ln_l, curvature, per_token_at(ln_n, ln_k, ln_opt))
+    curvature, ln_k_opt = optima.coefficients[..., 2] / optima.value, per_token_at(ln_n, ln_k, optima.ln_n)
+    found = iso.laws(budgets, optima.ln_n, np.log(optima.value), curvature, ln_k_opt)
     fits = {name: pivot.plain_value(name, v) for name, v in found.items()}
     estimates = {name: estimate(v) for name, v in fits.items()}
     at = np.linspace(budgets[best.used].min(), budgets[best.used].max(), 30)

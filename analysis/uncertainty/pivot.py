@@ -64,8 +64,8 @@ def estimates(
 
     values: of each estimate, as logarithms where `is_logarithm`. error: [k] each, replicates less their truth, nan
     where the procedure found nothing. shift: of each, by which the truth is known to differ from what the procedure
-    aimed at. scale: [k], what the noise of each replicate was multiplied by (`redraw.scales`); the standard error is that of
-    unscaled noise. No interval is given where more than half of the replicates failed.
+    aimed at. scale: [k], what the noise of each replicate was multiplied by (`redraw.scales`); the standard error is
+    that of unscaled noise. No interval is given where more than half of the replicates failed.
     """
     good = np.all([np.isfinite(v) for v in error.values()], axis=0)
     failed = int((~good).sum())

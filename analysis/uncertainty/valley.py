@@ -46,7 +46,7 @@ class Valley:
             v.reshape(shape) for v in (self.centre, self.level, self.slope, self.bend, self.low, self.high)
         )
         u = ln_n - centre
-        inside = np.clip(u, low, high)
+        inside = np.clip(u, np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0))
         value = level + inside * (b + inside * (c + inside * self.skew))
         return value + (u - inside) * (b + inside * (2 * c + 3 * inside * self.skew))
 
@@ -62,16 +62,22 @@ class Valley:
 
 
 def fit_valley(
-    ln_c: np.ndarray, x: np.ndarray, ln_l: np.ndarray, weight: np.ndarray, line: tuple[float, float]
+    ln_c: np.ndarray,
+    x: np.ndarray,
+    ln_l: np.ndarray,
+    weight: np.ndarray,
+    line: tuple[float, float],
+    independent: float = 1.0,
 ) -> Valley | None:
     """ln_c: [G]. x, ln_l, weight: [G, S], ln N, ln L and the number of losses behind it (0: not taken in). line:
-    (intercept, slope) of ln N_opt against ln C. None where the points do not determine the valley."""
+    (intercept, slope) of ln N_opt against ln C. independent: the share of compute values whose noise is not that of
+    their neighbours. None where the points do not determine the valley."""
     z = (ln_c - ln_c.mean()) / max(float(np.ptp(ln_c)), 1e-9)
     centre = line[0] + line[1] * ln_c
     g, s = np.nonzero(weight)
     u, y, w = x[g, s] - centre[g], ln_l[g, s], weight[g, s]
     terms = np.stack([u, u * z[g], u**2, u * z[g] ** 2, u**2 * z[g], u**3], axis=1)
-    total = np.bincount(g, w, len(ln_c))
+    total = np.maximum(np.bincount(g, w, len(ln_c)), 1e-300)
 
     def centred(values: np.ndarray) -> np.ndarray:
         """What is left of them when each compute value has a level of its own."""
@@ -89,7 +95,7 @@ def fit_valley(
         if rank < len(chosen) or (optional and len(y) - free < 2):
             continue
         square = float(((target - design[:, chosen] @ theta) ** 2).sum())
-        score = len(y) * np.log(max(square, 1e-300) / len(y)) + 2 * free * len(y) / max(len(y) - free - 1, 0.5)
+        score = _criterion(square / len(y), independent * len(y), len(chosen) + independent * len(ln_c))
         if best is None or score < best[0]:
             full = np.zeros(3 + _OPTIONAL)
             full[chosen] = theta
@@ -101,7 +107,9 @@ def fit_valley(
         return None
     _, theta = best
     fitted = terms @ theta
-    level = np.bincount(g, w * (y - fitted), len(ln_c)) / total
+    level = np.where(
+        np.bincount(g, minlength=len(ln_c)) > 0, np.bincount(g, w * (y - fitted), len(ln_c)) / total, np.nan
+    )
     residual = np.full(x.shape, np.nan)
     residual[g, s] = y - level[g] - fitted
     low, high = np.full(len(ln_c), np.inf), np.full(len(ln_c), -np.inf)
@@ -109,3 +117,8 @@ def fit_valley(
     np.maximum.at(high, g, u)
     slope, bend = theta[0] + theta[1] * z + theta[3] * z**2, theta[2] + theta[4] * z
     return Valley(centre, level, slope, bend, float(theta[5]), low, high, residual, sigma, freedom)
+
+
+def _criterion(variance: float, points: float, free: float) -> float:
+    """Akaike's, corrected for few points (Hurvich & Tsai 1989)."""
+    return points * float(np.log(max(variance, 1e-300))) + 2 * free * points / max(points - free - 1, 0.5)
