@@ -123,7 +123,7 @@ def _valleys(
     minimum at each compute [r, g]; from the points `take` [r, sizes, g]. nan where there is no minimum."""
     take = take & (take.sum(axis=1, keepdims=True) > 1)
     number = np.maximum(take.sum(axis=1, keepdims=True), 1)
-    used = take.any(axis=1)
+    used = np.asarray(take.any(axis=1))
     reach = max(float(np.abs(c).max()), 1e-9)
 
     def centred(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -158,7 +158,7 @@ def _law_panel(points: pd.DataFrame, many: bool) -> Panel:
     ticks = ticks[:: max(1, len(ticks) // 6)]
     return Panel("Critical batch size", "Test loss (nats per token), falling", "Critical batch size (tokens)",
                  xlim=(high, low), xticks=ticks, xformat="g", legend="upper left",
-                 value="Parameters N (matrices)" if many else "")  # fmt: skip
+                 value="Parameters N" if many else "")  # fmt: skip
 
 
 def _band(line: pd.DataFrame) -> pd.DataFrame:

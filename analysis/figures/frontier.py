@@ -91,13 +91,13 @@ def measured(laws: Laws) -> FigureData | None:
             parts.append(rows(kind, "law", "line", line["flops"] / PF_DAY, line["value"], label=label))
         empty = "" if len(curves) else "Not enough runs: at least three sizes at one batch are needed."
         panels[kind] = Panel(title, x, "Test loss (nats per token)", yformat="g", yticks=_ticks(curves["loss"]),
-                             value="Parameters N (matrices)", legend="lower left", empty=empty)  # fmt: skip
+                             value=f"Parameters {text.size_label(laws)}", legend="lower left", empty=empty)  # fmt: skip
     batch = f"of {frontier.batch_tokens:,} tokens" if frontier.batch_tokens else "of all sizes"
     thinned = f" {len(drawn)} of {len(groups)} curves drawn." if len(drawn) < len(groups) else ""
     return FigureData(
         NAME,
         "Training curves and their lower envelope",
-        f"Left: smoothed test loss of each size at the batch {batch}, against C = 6ND. Right: against $C_{{min}}$, "
+        f"Left: smoothed test loss of each size at the batch {batch}, against C. Right: against $C_{{min}}$, "
         "the compute at a batch far below the critical one. Marks: the lower envelope; hollow where its best size is "
         f"the smallest or largest that reached it.{thinned}",
         text.measured_footer(laws),

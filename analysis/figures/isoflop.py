@@ -109,15 +109,17 @@ def measured(laws: Laws) -> FigureData | None:
     no_fit = "" if isoflop.fit else "No line: fewer than two budgets have their minimum inside the sweep's sizes."
     panels = {
         "loss": Panel(
-            "Loss at equal compute", "N (matrices)", "Test loss (nats per token)", yscale="linear", value="FLOPs"
+            "Loss at equal compute", text.size_label(laws), "Test loss (nats per token)", yscale="linear", value="FLOPs"
         ),
-        "size": Panel("Optimal size", "FLOPs (6ND)", "N (matrices)", legend="upper left", empty=no_fit),
-        "tokens": Panel("Optimal tokens", "FLOPs (6ND)", "Tokens D", legend="upper left", empty=no_fit),
+        "size": Panel(
+            "Optimal size", text.compute_label(laws), text.size_label(laws), legend="upper left", empty=no_fit
+        ),
+        "tokens": Panel("Optimal tokens", text.compute_label(laws), "Tokens D", legend="upper left", empty=no_fit),
     }
     return FigureData(
         NAME,
         "Loss at equal compute and its minima",
-        f"Points: {isoflop.kind} runs read at equal C = 6ND. Curves: parabola in log N through the points around the "
+        f"Points: {isoflop.kind} runs read at equal C. Curves: parabola in log N through the points around the "
         "lowest. Diamonds: minima inside the range of sizes; where the best size is the smallest or largest there is "
         "no minimum.",
         text.measured_footer(laws),

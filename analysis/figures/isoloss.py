@@ -103,10 +103,10 @@ def measured(laws: Laws) -> FigureData | None:
         tokens = np.geomspace(part["tokens"].min(), part["tokens"].max(), 41)
         parts.append(rows("fit", f"N = {params:.0f}", "line", tokens, law.loss(params, tokens), value=params))
     panels = {
-        "contours": Panel("Contours of equal loss", "FLOPs (6ND)", "N (matrices)", value="Test loss (nats per token)",
-                          legend="upper left"),
+        "contours": Panel("Contours of equal loss", "FLOPs (6ND)", text.size_label(laws),
+                          value="Test loss (nats per token)", legend="upper left"),
         "fit": Panel("The fit against the runs", "Tokens D", "Test loss (nats per token)", yscale="linear",
-                     value="N (matrices)"),
+                     value=text.size_label(laws)),
     }  # fmt: skip
     values = ", ".join(
         f"{symbol} {text.interval(fit.estimates[name])}" for name, symbol in (("E", "E"), ("alpha", "α"), ("beta", "β"))

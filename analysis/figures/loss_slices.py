@@ -79,7 +79,13 @@ def measured(laws: Laws) -> FigureData | None:
         empty = "" if len(points) else "Not measured: too few sizes were run at one batch."
         value = "Compute C (PF-days)" if axis == "flops" else "Steps S"
         panels[axis] = Panel(
-            title, "N (matrices)", "Test loss (nats per token)", yscale="linear", value=value, legend=None, empty=empty
+            title,
+            text.size_label(laws),
+            "Test loss (nats per token)",
+            yscale="linear",
+            value=value,
+            legend=None,
+            empty=empty,
         )
     batch = (
         f" at the batch of {laws.frontier.batch_tokens:,} tokens"

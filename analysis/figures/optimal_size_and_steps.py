@@ -90,7 +90,7 @@ def measured(laws: Laws) -> FigureData | None:
         ]
     x = "Compute: $C_{min}$ (adjusted), C (fixed batch), PF-days"
     panels = {
-        "size": Panel("Model size", x, "Optimal N (matrices)", legend="upper left"),
+        "size": Panel("Model size", x, f"Optimal {text.size_label(laws)}", legend="upper left"),
         "steps": Panel("Serial steps", x, "Steps", yscale="linear", ylim=_from_zero(parts), legend="upper left"),
     }
     batch = f"at the fixed batch of {frontier.batch_tokens:,} tokens" if frontier.batch_tokens else "at a fixed batch"

@@ -82,7 +82,8 @@ def measured(laws: Laws) -> FigureData | None:
     end = max(lines.values(), key=lambda line: line["flops"].max()).iloc[-1]
     parts.append(rows("wide", "this sweep", "note", end["flops"], end["params"], label="this sweep"))
     panels = {
-        "own": Panel("This sweep", "FLOPs (6ND)", "Parameters N (matrices)", legend="upper left"),
+        "own": Panel("This sweep", text.compute_label(laws), f"Parameters {text.size_label(laws)}",
+                     legend="upper left"),
         "wide": Panel("On the published figure", "FLOPs", "Parameters", xlim=(low, 3e26), ylim=(1e2, 1e13),
                       yticks=[10.0**k for k in range(3, 13, 3)], yformat="counts", legend="lower right"),
     }  # fmt: skip

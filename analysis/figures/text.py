@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.figures.style import power
-from analysis.tables.conventions import DEFINITIONS
+from analysis.tables.conventions import DEFINITIONS, SHORT
 
 if TYPE_CHECKING:
     from analysis.chain.results import Laws
@@ -26,6 +26,16 @@ def measured_footer(laws: Laws) -> str:
     name, hash_ = meta.get("data_name") or "unnamed data", str(meta.get("data_hash") or "")[:8]
     data = f"{name} ({hash_})" if hash_ and hash_ != name[:8] else str(name)
     return f"Measured: {data}, {meta['runs']} runs; {DEFINITIONS[meta['convention']]}; loss in nats per token"
+
+
+def size_label(laws: Laws) -> str:
+    """Axis of N in the sweep's convention: `N (matrices)`."""
+    return f"N ({SHORT[laws.meta['convention']][0]})"
+
+
+def compute_label(laws: Laws) -> str:
+    """Axis of C in the sweep's convention: `FLOPs (6ND)`."""
+    return f"FLOPs ({SHORT[laws.meta['convention']][1]})"
 
 
 def number(value: float | None, digits: int = 3) -> str:

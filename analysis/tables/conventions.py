@@ -33,6 +33,13 @@ DEFINITIONS = {
     "total": "N = all parameters, C = 6ND",
     "chinchilla": "N = all parameters, C of Hoffmann et al. 2022, App. F",
 }
+# For axes: what N counts, and how C follows.
+SHORT = {
+    "kaplan": ("matrices", "6ND"),
+    "with_head": ("matrices, head", "6ND"),
+    "total": ("all", "6ND"),
+    "chinchilla": ("all", "App. F"),
+}
 _MATRICES = ("params_attention", "params_mlp")
 _NEEDED = {
     "kaplan": (),

@@ -10,11 +10,12 @@ import pytest
 
 from analysis import published as pub
 from analysis.chain import conventions
+from analysis.chain.derive import derive
 from analysis.chain.frontier import EVERYWHERE, derive_frontier
 from analysis.chain.isoflop import derive_isoflop_decayed
 from analysis.chain.results import Conventions
 from analysis.outcome import Warnings
-from analysis.tables.conventions import CONVENTIONS
+from analysis.tables.conventions import CONVENTIONS, count
 from analysis.tables.runs import extract
 from analysis.tables.sizes import make_sizes
 from analysis.tables.table import Table, make_table
@@ -99,3 +100,26 @@ def test_what_cannot_be_compared_is_refused() -> None:
     few = decayed_sweep(BUDGETS, shapes=SHAPES[:2])
     with pytest.raises(InputError, match=r"^synthetic decayed sweep: frontier: 2 model sizes"):
         conventions.compare(few, "frontier")
+
+
+def test_the_whole_chain_follows_the_convention() -> None:
+    """Sizes, compute and every law under App. F: C is no longer 6 N D, so that a + b leaves one."""
+    table = synthetic_sweep(points_per_decade=4, seeds={})
+    laws = derive(table, convention="chinchilla", replicates=0)
+    assert laws.meta["convention"] == "chinchilla"
+    per_token = dict(zip(*count(table.runs, "chinchilla"), strict=True))
+    assert laws.frontier is not None
+    assert laws.isoflop is not None
+    assert laws.isoflop.fit is not None
+    points = laws.isoflop.points
+    np.testing.assert_allclose(points["budget"], points["tokens"] * points["params"].map(per_token))
+    assert laws.isoflop.fit["a"].value + laws.isoflop.fit["b"].value > 1.02
+    ends = laws.runs.set_index("run_id")["flops"]
+    row = table.runs.iloc[0]
+    assert ends[row["run_id"]] == pytest.approx(per_token[row["params_total"]] * row["tokens"])
+    optima = laws.frontier.optima[laws.frontier.optima["kind"] == "raw"]
+    assert optima["params_run"].isin(table.runs["params_total"]).all()
+    assert laws.conventions is not None
+    own = laws.conventions.rows.set_index(["law", "convention"]).loc[("frontier", "chinchilla")]
+    assert own["a"] == pytest.approx(laws.frontier.fits["raw"]["N"].exponent.value)
+    assert laws.to_json()["laws"]["isoflop"]["convention"] == "chinchilla"
