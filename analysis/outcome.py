@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.uncertainty.labels import label
+
 LEVEL = 0.9
 
 
@@ -56,6 +58,7 @@ class Outcome:
     place in each (empty without intervals). objective: the unscaled sum of losses. interval: how the intervals came
     about, in words ("none" without). span: (lowest, highest) of each quantity the law was fitted on, for judging
     extrapolation. frames: what was fitted, as tables ("points" with fitted values and residuals, "optima", ...).
+    judged_as: what the table of coverages calls the law (None: "fit LAW").
     """
 
     law: str
@@ -72,12 +75,14 @@ class Outcome:
     span: dict[str, tuple[float, float]] = field(default_factory=dict)
     frames: dict[str, pd.DataFrame] = field(default_factory=dict)
     warnings: Warnings = field(default_factory=Warnings)
+    judged_as: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of a fit, without numbers that JSON cannot hold."""
+        estimates = {name: e.to_json() for name, e in self.estimates.items()}
         out: dict[str, Any] = {
             "law": self.law,
-            "estimates": {name: e.to_json() for name, e in self.estimates.items()},
+            "estimates": label(self.judged_as or f"fit {self.law}", estimates),
             "level": self.level,
             "interval": self.interval,
             "objective": self.objective,

@@ -6,7 +6,7 @@ fitted on: what a prediction needs. A simulated sweep has the same place in the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from analysis.chain.adjusted import Adjusted
 from analysis.outcome import Estimate, Outcome, Warnings, plain, thin
 from analysis.power_law import PowerLaw
 from analysis.uncertainty.diagnostics import Diagnosis
+from analysis.uncertainty.labels import label
 
 Draws = dict[str, np.ndarray]
 Span = dict[str, tuple[float, float]]
 
 DERIVED = "kaplan-derived"
+POINT = "critical-batch point"  # under which the intervals of one target loss are judged
 
 
 def exponent_name(quantity: str) -> str:
@@ -61,12 +63,12 @@ class Critical:
         groups = []
         for row in self.points.to_dict("records"):
             estimates = {
-                name: Estimate(row[name], row[f"{name}_se"]).to_json() for name in ("S_min", "E_min", "B_crit")
+                name: Estimate(row[name], row[f"{name}_se"], row[f"{name}_low"], row[f"{name}_high"])
+                for name in ("S_min", "E_min", "B_crit")
             }
-            estimates["B_crit"] |= {"low": row["B_crit_low"], "high": row["B_crit_high"]}
             keys = ("group", "params", "target_loss", "batches", "used", "reason")
-            groups.append({**{key: row[key] for key in keys}, "estimates": estimates})
-        law = None if self.law is None else _estimates(self.law)
+            groups.append({**{key: row[key] for key in keys}, "estimates": _estimates(POINT, estimates)})
+        law = None if self.law is None else _estimates("critical-batch", self.law)
         used = self.points[self.points["used"]]["target_loss"]
         return {
             "estimates": law,
@@ -114,9 +116,9 @@ class Frontier:
                 names["curvature"] = self.curvature[kind]
             optima = self.optima[self.optima["kind"] == kind].drop(columns="kind")
             out["kinds"][kind] = {
-                "estimates": _estimates(names),
+                "estimates": _estimates(f"frontier {kind}", names),
                 "fits": {name: law.to_json() for name, law in fits.items()},
-                "envelope": _estimates(self.envelope.get(kind, {})),
+                "envelope": _estimates(f"envelope {kind}", self.envelope.get(kind, {})),
                 **_known(self.draws.get(kind, {}), self.span.get(kind, {})),
                 "optima": optima.to_dict("records"),
             }
@@ -139,7 +141,7 @@ class Isoflop:
 
     def to_json(self) -> dict[str, Any]:
         """Estimates and the optima per budget."""
-        estimates = None if self.fit is None else _estimates(self.fit)
+        estimates = None if self.fit is None else _estimates("isoflop", self.fit)
         return {
             "estimates": estimates,
             "kind": self.kind,
@@ -165,7 +167,7 @@ class Parametric:
     def to_json(self) -> dict[str, Any]:
         """Estimates and how they were obtained."""
         return {
-            "estimates": _estimates(self.estimates),
+            "estimates": _estimates("parametric", self.estimates),
             "objective": self.objective,
             "points": len(self.points),
             "starts": self.starts,
@@ -189,7 +191,7 @@ class Surface:
     def to_json(self) -> dict[str, Any]:
         """Estimates and the sum of squared residuals of ln L."""
         return {
-            "estimates": _estimates(self.estimates),
+            "estimates": _estimates("kaplan-ns", self.estimates),
             "objective": self.objective,
             "points": len(self.points),
             **_known(self.draws, self.span),
@@ -215,7 +217,7 @@ class KaplanLaws:
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """One item a law; the table of exponents under that of "kaplan-derived"."""
-        out = {name: law.to_json() for name, law in self.laws.items()}
+        out = {name: replace(law, judged_as=name).to_json() for name, law in self.laws.items()}
         if DERIVED in out:
             out[DERIVED]["exponents"] = self.exponents.to_dict("records")
         return out
@@ -264,6 +266,25 @@ class Laws:
     kaplan: KaplanLaws = field(default_factory=KaplanLaws)
     conventions: Conventions | None = None
 
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """All estimates by law and name, as the table of coverages calls them."""
+        found: dict[str, dict[str, Estimate]] = {}
+        if self.critical is not None and self.critical.law is not None:
+            found["critical-batch"] = self.critical.law
+        for kind, fits in (self.frontier.fits if self.frontier is not None else {}).items():
+            found[f"frontier {kind}"] = {
+                name: e
+                for quantity, fit in fits.items()
+                if (kind, quantity) != ("raw", "B")  # fixed, not found
+                for name, e in ((exponent_name(quantity), fit.exponent), (f"{quantity}_coefficient", fit.coefficient))
+            }
+        for law, section in (("parametric", self.parametric), ("kaplan-ns", self.surface)):
+            if section is not None:
+                found[law] = section.estimates
+        if self.isoflop is not None and self.isoflop.fit is not None:
+            found["isoflop"] = self.isoflop.fit
+        return found | {name: law.estimates for name, law in self.kaplan.laws.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The content of fits.json; numbers that are not finite become None."""
         sections = {
@@ -286,8 +307,8 @@ class Laws:
         return plain({"meta": self.meta, "level": self.level, "laws": laws, "warnings": list(self.warnings)})
 
 
-def _estimates(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    return {name: e.to_json() for name, e in estimates.items()}
+def _estimates(law: str, estimates: dict[str, Estimate]) -> dict[str, dict[str, float | bool | None]]:
+    return label(law, {name: e.to_json() for name, e in estimates.items()})
 
 
 def _known(draws: Draws, span: Span) -> dict[str, Any]:

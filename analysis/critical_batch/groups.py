@@ -29,9 +29,11 @@ from analysis.critical_batch.samples import (
 )
 from analysis.outcome import Estimate, Outcome, Warnings, plain
 from analysis.uncertainty import redraw
+from analysis.uncertainty.labels import label
 from sweep.schema import InputError
 
 NAMES = ("S_min", "E_min", "B_crit", "B_20")
+TARGET = "fit critical-batch target"  # under which the intervals of one group and target loss are judged
 _ENDLESS = 1e9  # times the value: an upper end beyond it is none
 _LARGEST = 690.0  # of a logarithm, below which its exponential is finite
 
@@ -48,7 +50,9 @@ class CriticalOutcome(Outcome):
         parts = [
             {
                 **keys,
-                "estimates": {name: e.to_json() for name, e in part.estimates.items()},
+                "estimates": label(
+                    "fit critical-batch target", {name: e.to_json() for name, e in part.estimates.items()}
+                ),
                 "objective": part.objective,
                 "points": part.points,
             }

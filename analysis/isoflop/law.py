@@ -92,6 +92,7 @@ def fit(
         )  # fmt: skip
     return IsoflopOutcome(
         law=LAW,
+        judged_as=f"fit isoflop {method}",
         estimates=estimates,
         points=int((table.budget >= 0).sum()),
         objective=_objective(table, minima),

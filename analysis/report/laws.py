@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analysis import published as pub
-from analysis.chain.results import Laws, exponent_name
+from analysis.chain.results import Laws
 from analysis.figures.text import interval, number
 from analysis.outcome import Estimate
 
@@ -66,15 +66,15 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One estimate in words. bias: of the estimator as simulations found it, or empty. calibrated: False where
-    such intervals did not hold the truth as often as they say on synthetic sweeps."""
+    """One estimate in words. bias: of the estimator as simulations found it, or empty. calibrated: whether
+    such intervals hold the truth as often as they say on synthetic sweeps; None where that was not judged."""
 
     name: str
     value: str
     interval: str
     bias: str
     published: str
-    calibrated: bool
+    calibrated: bool | None
 
 
 @dataclass(frozen=True)
@@ -96,38 +96,19 @@ class LawTable:
         return any(row.published for row in self.rows)
 
 
-def law_tables(laws: Laws, poor: Collection[str]) -> list[LawTable]:
-    """Every law there is, in the order of `LAW_TEXT`. poor: "law.name" of the estimates whose intervals are not
-    calibrated (`analysis.uncertainty.labels`)."""
-    found = _estimates(laws)
+def law_tables(laws: Laws, verdicts: Mapping[str, bool]) -> list[LawTable]:
+    """Every law there is, in the order of `LAW_TEXT`. verdicts: by "law.name" (`analysis.uncertainty.labels`)."""
+    found = laws.estimates()
     return [
-        LawTable(title, text, [_row(laws, key, name, e, f"{key}.{name}" not in poor) for name, e in found[key].items()])
+        LawTable(
+            title, text, [_row(laws, key, name, e, verdicts.get(f"{key}.{name}")) for name, e in found[key].items()]
+        )
         for key, (title, text) in LAW_TEXT.items()
         if key in found
     ]
 
 
-def _estimates(laws: Laws) -> dict[str, dict[str, Estimate]]:
-    """By law and name, as the table of coverages has them."""
-    found: dict[str, dict[str, Estimate]] = {}
-    if laws.critical and laws.critical.law:
-        found["critical-batch"] = laws.critical.law
-    for kind, fits in (laws.frontier.fits if laws.frontier else {}).items():
-        found[f"frontier {kind}"] = {
-            name: e
-            for quantity, fit in fits.items()
-            if (kind, quantity) != ("raw", "B")  # fixed, not found
-            for name, e in ((exponent_name(quantity), fit.exponent), (f"{quantity}_coefficient", fit.coefficient))
-        }
-    for key, section in (("parametric", laws.parametric), ("kaplan-ns", laws.surface)):
-        if section is not None:
-            found[key] = section.estimates
-    if laws.isoflop and laws.isoflop.fit:
-        found["isoflop"] = laws.isoflop.fit
-    return found | {name: law.estimates for name, law in laws.kaplan.laws.items()}
-
-
-def _row(laws: Laws, law: str, name: str, e: Estimate, calibrated: bool) -> Row:
+def _row(laws: Laws, law: str, name: str, e: Estimate, calibrated: bool | None) -> Row:
     bias = "" if e.bias is None else f"{'-' if e.bias < 0 else '+'}{number(abs(e.bias), 2)}"
     shown = interval(e).partition(" ")[2] or "–"
     return Row(_words(laws, law, name), number(e.value, 4), shown, bias, PUBLISHED.get((law, name), ""), calibrated)

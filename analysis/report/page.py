@@ -26,7 +26,7 @@ from analysis.report.laws import law_tables
 from analysis.report.tables import MOST_ROWS, as_float, critical_table, exclusions, optima_table, run_table
 from analysis.tables.conventions import DEFINITIONS
 from analysis.tables.table import Table
-from analysis.uncertainty.labels import not_calibrated
+from analysis.uncertainty.labels import verdicts
 from sweep.schema import MANIFEST_FILE, PF_DAY, RUNS_DIR
 
 TEMPLATE = "report.html"
@@ -52,7 +52,7 @@ def write_report(
         level=f"{laws.level:.0%}",
         headline=headline(laws),
         about=_about(laws, table),
-        laws=law_tables(laws, not_calibrated()),
+        laws=law_tables(laws, verdicts()),
         warnings=_by_law(laws.warnings),
         exponents=exponents_table(laws.kaplan.exponents),
         conventions=conventions_table(laws.conventions),

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from analysis import envelope as env
-from analysis.chain.results import Critical, Laws, exponent_name
+from analysis.chain.results import POINT, Critical, Laws, exponent_name
 from analysis.outcome import LEVEL, Estimate
 from analysis.uncertainty.dense import dense_optimum
 from analysis.uncertainty.simulate import Truth
@@ -35,23 +35,7 @@ class Judged:
 
 def named_estimates(laws: Laws) -> dict[str, Estimate]:
     """Every estimate of every law, by "law.name"."""
-    found: dict[str, Mapping[str, Estimate]] = {}
-    if laws.critical is not None and laws.critical.law is not None:
-        found["critical-batch"] = laws.critical.law
-    if laws.frontier is not None:
-        for kind, fits in laws.frontier.fits.items():
-            own: dict[str, Estimate] = {}
-            for quantity, law in fits.items():
-                if not (kind == "raw" and quantity == "B"):  # fixed, not found
-                    own |= {exponent_name(quantity): law.exponent, f"{quantity}_coefficient": law.coefficient}
-            found[f"frontier {kind}"] = own
-    if laws.isoflop is not None and laws.isoflop.fit is not None:
-        found["isoflop"] = laws.isoflop.fit
-    if laws.parametric is not None:
-        found["parametric"] = laws.parametric.estimates
-    if laws.surface is not None:
-        found["kaplan-ns"] = laws.surface.estimates
-    return {f"{law}.{name}": e for law, estimates in found.items() for name, e in estimates.items()}
+    return {f"{law}.{name}": e for law, own in laws.estimates().items() for name, e in own.items()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,7 @@ def _points(critical: Critical, law: Truth) -> list[Judged]:
         batch = float(law.B_crit(point["target_loss"]))
         for name, value in (("S_min", s_min), ("E_min", s_min * batch), ("B_crit", batch)):
             own = Estimate(point[name], point[f"{name}_se"], point[f"{name}_low"], point[f"{name}_high"])
-            rows.append(Judged(f"critical-batch.{name} of a point", value, own))
+            rows.append(Judged(f"{POINT}.{name}", value, own))
     return rows
 
 

@@ -126,7 +126,7 @@ def _critical(rng: np.random.Generator, replicates: int, seed: int) -> list[Judg
         params, target = float(str(keys["group"])), float(str(keys["target_loss"]))
         s_min, b_crit = float(truth.S_min(params, target)), float(truth.B_crit(target))
         own = {"S_min": s_min, "E_min": s_min * b_crit, "B_crit": b_crit}
-        rows += _named("critical-batch group", own, outcome.estimates)
+        rows += _named("critical-batch target", own, outcome.estimates)
     return rows
 
 

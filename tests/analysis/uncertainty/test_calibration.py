@@ -8,7 +8,7 @@ import pytest
 from analysis.outcome import Estimate
 from analysis.uncertainty.calibration import Judged, binomial_band, coverage
 from analysis.uncertainty.dense import dense_optimum
-from analysis.uncertainty.labels import label, not_calibrated
+from analysis.uncertainty.labels import label, verdicts
 from analysis.uncertainty.scenarios import SCENARIOS
 
 SWEEPS, REPLICATES = 20, 50
@@ -19,7 +19,7 @@ LOW, HIGH = binomial_band(SWEEPS)
 @pytest.mark.parametrize("scenario", sorted(SCENARIOS))
 def test_intervals_hold_the_truth_as_often_as_a_binomial_variable_would(scenario: str) -> None:
     rows = [row for seed in range(SWEEPS) for row in SCENARIOS[scenario](1000 + seed, REPLICATES)]
-    table = coverage(row for row in rows if " point" not in row.quantity and " group" not in row.quantity)
+    table = coverage(row for row in rows if " point." not in row.quantity and " target." not in row.quantity)
     assert len(table) >= 15
     known = table[table["intervals"] == SWEEPS]
     assert len(known) >= 15
@@ -65,10 +65,11 @@ def ln_loss_at(ln_loss: object, ln_n: np.ndarray, at: np.ndarray) -> np.ndarray:
 def test_a_quantity_whose_coverage_left_the_band_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     from analysis.uncertainty import labels
 
-    monkeypatch.setattr(labels, "not_calibrated", lambda: frozenset({"isoflop.a"}))
-    found = label("isoflop", {"a": {"value": 0.5}, "b": {"value": 0.5}})
-    assert found == {"a": {"value": 0.5, "calibrated": False}, "b": {"value": 0.5}}
+    monkeypatch.setattr(labels, "verdicts", lambda: {"isoflop.a": False, "isoflop.b": True})
+    known = {"value": 0.5, "low": 0.4, "high": 0.6}
+    found = label("isoflop", {"a": known, "b": known, "c": known, "d": {"value": 0.5, "low": None, "high": None}})
+    assert [e.get("calibrated", "none") for e in found.values()] == [False, True, None, "none"]
 
 
 def test_the_shipped_table_names_quantities_that_exist() -> None:
-    assert all("." in name for name in not_calibrated())
+    assert all("." in name for name in verdicts())
