@@ -33,6 +33,7 @@ _ROUNDS = 12  # of fitting the surface around its own minimum
 _FREELY = 4  # of them with whole steps: two sets of points may each lead to the other, and halves settle between
 _STILL = 1e-4  # in ln N: a line that moves less has settled
 _FLAT = 0.05  # of the curvature in the middle: what it may fall to along C
+_BLOCK = 2_000_000  # numbers that are fitted at once
 _SINGULAR = 1e-9  # of the largest eigenvalue of the normal equations
 
 
@@ -82,6 +83,10 @@ def fit_surface(ln_n: np.ndarray, grid: np.ndarray, values: np.ndarray, optima: 
     noise as well as by size, which draws the minimum towards it; so from then on the sizes around the line are taken,
     wherever that lies between the smallest and the largest size.
     """
+    if values.ndim == 3 and len(values) > 1 and values.size > _BLOCK:
+        half = len(values) // 2
+        parts = [fit_surface(ln_n, grid, values[own], optima.of(own)) for own in (slice(half), slice(half, None))]
+        return np.concatenate(parts)
     c = grid - grid.mean()
     many = values.reshape(-1, *values.shape[-2:])
     interior = optima.interior.reshape(-1, len(grid))

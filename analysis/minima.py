@@ -32,8 +32,8 @@ class Optima:
     last: np.ndarray
     window: np.ndarray
 
-    def of(self, which: int) -> Optima:
-        """Those of one of many tables, by the first axis."""
+    def of(self, which: int | slice) -> Optima:
+        """Those of one or some of many tables, by the first axis."""
         return Optima(*(getattr(self, f.name)[which] for f in fields(self)))
 
 

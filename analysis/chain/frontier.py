@@ -184,8 +184,11 @@ def _fit_envelope(
 ) -> dict[str, Estimate]:
     """a, b and coefficients of the lines through the best of the sizes (`env.envelope_lines`), for comparison."""
     at = env.dense(grid)
-    values = np.array([env.read_curves(row, at) for row in curves])
-    found = env.envelope_lines(ln_n, ln_k, at, values, law=None if law is None else (law[:, :1], law[:, 1:]))
+    pairs = [None] * len(curves) if law is None else [(float(k), float(s)) for k, s in law]
+    # One sample at a time: so many compute values of all at once would fill the memory.
+    rows = [env.envelope_lines(ln_n, ln_k, at, env.read_curves(row, at), law=own)
+            for row, own in zip(curves, pairs, strict=True)]  # fmt: skip
+    found = {name: np.array([row[name] for row in rows]) for name in ("N", "D")}
     exponents = {exponent_name(name): estimate(found[name][:, 1]) for name in ("N", "D")}
     return exponents | {f"{name}_coefficient": estimate(np.exp(found[name][:, 0])) for name in ("N", "D")}
 

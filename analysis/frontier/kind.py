@@ -71,7 +71,8 @@ class _Envelope:
         return self.lines(at, *env.surface_optimum(k, self.grid, at)) | {"curvature": np.log(k[..., 2])}
 
     def by_envelope(self, values: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Straight through the best sizes at 1,500 compute values, and which of these [..., 1500] are no bounds."""
+        """Straight through the best sizes at 1,500 compute values, and which of these [1500] are no bounds. values:
+        [sizes, g]."""
         at = env.dense(self.grid)
         left = np.clip(np.searchsorted(self.grid, at) - 1, 0, max(0, len(self.grid) - 2))
         right = np.minimum(left + 1, len(self.grid) - 1)
@@ -187,7 +188,9 @@ def _simulate(
         found = e.by_surface(values, optima, at)
         truth = e.lines(at, ln_n[inside], ln_l[inside]) | {"curvature": np.log(np.nanmedian(bend))}
     else:
-        found, used = e.by_envelope(values)
+        one_by_one = [e.by_envelope(row) for row in values]  # together they would fill the memory
+        found = {name: np.array([lines[name] for lines, _ in one_by_one]) for name in one_by_one[0][0]}
+        used = np.array([inside for _, inside in one_by_one])
         truth = e.lines(fine, *(np.where(used, np.interp(fine, e.grid, v), np.nan) for v in (ln_n, ln_l)))
     error = {name: found[name] - truth[name] for name in found}
     return _Simulated(

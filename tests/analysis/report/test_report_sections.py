@@ -60,7 +60,7 @@ def test_a_bias_is_shown_where_one_is_known(full: Any) -> None:
     parametric = replace(
         full.laws.parametric, estimates={"a": Estimate(0.5, 0.1, 0.4, 0.6, -0.0123), "G": Estimate(1.0)}
     )
-    tables = {table.title: table for table in law_tables(replace(full.laws, parametric=parametric), ())}
+    tables = {table.title: table for table in law_tables(replace(full.laws, parametric=parametric), {})}
     first, second = tables["Parametric fit"].rows
     assert tables["Parametric fit"].biased
     assert (first.value, first.interval, first.bias) == ("0.5000", "[0.400, 0.600]", "-0.012")
