@@ -176,3 +176,14 @@ def test_bad_input_is_refused_in_one_line() -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="3 model sizes with curves do not determine"):
         frontier.fit(**planted(3))
+
+
+@pytest.mark.parametrize(("name", "factor"), [("params", 1e-6), ("tokens", 1e3), ("loss", 1.4427)])
+def test_a_change_of_units_moves_the_coefficients_alone(name: str, factor: float) -> None:
+    columns = planted(sigma=0.002)
+    columns["flops"] = 6 * columns["params"] * columns["tokens"]
+    one = frontier.fit(**columns).estimates
+    other = frontier.fit(**(columns | {name: columns[name] * factor})).estimates
+    moved = {"params": "N_coefficient", "tokens": "D_coefficient", "loss": "L_coefficient"}[name]
+    for key, e in one.items():
+        assert other[key].value == pytest.approx(e.value * (factor if key == moved else 1), rel=1e-6), key
