@@ -14,7 +14,7 @@ from analysis import critical_batch as cb
 from analysis.chain.results import Critical
 from analysis.outcome import LEVEL, Warnings
 from analysis.tables.runs import Run
-from analysis.uncertainty.bootstrap import Samples, band, estimate
+from analysis.uncertainty.bootstrap import Samples, band, estimate, reflected
 
 LAW = "critical-batch"
 _Z = 1.6449  # of a 90% interval
@@ -71,21 +71,21 @@ def derive_critical(samples: Samples, sigma: float, warnings: Warnings) -> tuple
         return section, None
     at = _stated_target(used, targets)
     at_loss = float(targets[at])
-    read = np.exp(_read(groups, at))
-    estimates = {**cb.law_estimates(law), "B_crit": estimate(read)}
+    read, shown = np.exp(_read(groups, at)), reflected(law)
+    estimates = {**cb.law_estimates(shown), "B_crit": estimate(read)}
     _warn_sizes(own, points, warnings)
     _warn_misfit(law[0], used, at_loss, warnings)
     slope = estimates["slope"]
     rises = "unknown"
     if slope.low is not None and slope.high is not None:
         rises = "yes" if slope.high < 0 else "no" if slope.low > 0 else "undecided"
-    line = law_line(law, used["target_loss"].min(), used["target_loss"].max())
+    line = law_line(shown, used["target_loss"].min(), used["target_loss"].max())
     span = {
         "loss": (float(used["target_loss"].min()), float(used["target_loss"].max())),
         "batch_tokens": (min(cell.batch for cell in cells), max(cell.batch for cell in cells)),
     }
     section = Critical(
-        section.crossings, section.cells, points, estimates, at_loss, rises, line, _draws(law, read), span
+        section.crossings, section.cells, points, estimates, at_loss, rises, line, _draws(shown, read), span
     )
     return section, law
 

@@ -15,7 +15,7 @@ from analysis.minima import per_token_at
 from analysis.outcome import Warnings
 from analysis.tables.runs import Run
 from analysis.tables.sizes import Size, size_curve
-from analysis.uncertainty.bootstrap import Samples, estimate, pivotal
+from analysis.uncertainty.bootstrap import Samples, estimate, reflected
 
 _STEP_SLICES, _STEP_SPAN = 5, 30.0  # readings at fixed steps, and the factor that they span
 
@@ -60,10 +60,11 @@ def derive_surface(
     n, alpha_n, s, alpha_s = theta[0]
     points["fitted"] = np.exp(n - alpha_n * np.log(params)) + np.exp(s - alpha_s * ln_steps_min[0])
     warn_misfit("kaplan-ns", np.log(loss[0] / points["fitted"].to_numpy()), sigma, warnings)
-    # Over simulated sweeps N_c lies above and S_c below the truth on average, and their distributions are skew.
-    constants = {name: pivotal(values) for name, values in kaplan.constants(theta).items()}
+    # Over simulated sweeps N_c lies above and S_c below the truth on average.
+    shown = reflected(theta)
+    constants = kaplan.constants(shown)
     with np.errstate(all="ignore"):
-        constants["alpha_C_min"] = 1 / (1 / constants["alpha_S"] - law[:, 1] + 1 / constants["alpha_N"])
+        constants["alpha_C_min"] = 1 / (1 / shown[:, 3] - reflected(law)[:, 1] + 1 / shown[:, 1])
     estimates = {name: estimate(values) for name, values in constants.items()}
     steps_min = np.exp(ln_steps_min[0])
     least = 6 * params * np.exp(ln_b[0]) * steps_min  # C_min

@@ -36,6 +36,7 @@ Loss = Literal["squared", "huber", "absolute"]
 _TOLERANCE, _TOLERANCE_ABSOLUTE = 1e-9, 1e-6  # of the objective: what a Newton step from a minimum promises at most
 _ITERATIONS = 500  # at most; most rows need ten to forty
 _PRUNING = ((15, 512), (30, 48))  # of very many starts, only so many go on after so many iterations
+_ENOUGH = 512  # points that tell good starts from bad ones, where there are more than twice as many
 # Least absolute deviations is the limit of Huber's loss: the minimum is followed down this ladder.
 _LADDER = (1e-2, 3e-4, 1e-5, 3e-7, 1e-8, 1e-9)
 
@@ -86,7 +87,11 @@ def solve(
     design = design[0] if design.ndim == 4 and len(design) == 1 else design
     offset = np.zeros(design.shape[-3:-1]) if offset is None else np.asarray(offset, dtype=np.float64)
     own = len(design) if design.ndim == 4 else 1
-    return _solve(LogSumExp(design, offset, device), own, target, starts, weights, loss, delta, device)
+
+    def form(points: np.ndarray | slice) -> Form:
+        return LogSumExp(design[..., points, :], offset[:, points], device)
+
+    return _solve(form, own, target, starts, weights, loss, delta, device)
 
 
 def solve_curve(
@@ -116,7 +121,10 @@ def solve_curve(
     from analysis.engine.forms import Curve
 
     _refuse(loss, delta, device)
-    form = Curve(curve, data, np.shape(starts)[-1], device)
+
+    def form(points: np.ndarray | slice) -> Form:
+        return Curve(curve, [d[..., points] for d in data], np.shape(starts)[-1], device)
+
     own = max(len(d) if np.ndim(d) == 2 else 1 for d in data)
     return _solve(form, own, target, starts, weights, loss, delta, device)
 
@@ -133,7 +141,7 @@ def _refuse(loss: str, delta: float, device: str) -> None:
 
 
 def _solve(
-    form: Form,
+    form: Callable[[np.ndarray | slice], Form],
     own: int,
     target: np.ndarray,
     starts: np.ndarray,
@@ -142,7 +150,7 @@ def _solve(
     delta: float,
     device: str,
 ) -> Fit:
-    """The best end of every problem's starts. own: problems of the form's data."""
+    """The best end of every problem's starts. form: the law at some of the points. own: problems of its data."""
     import torch
 
     from analysis.engine.forms import tensor
@@ -155,11 +163,19 @@ def _solve(
     with torch.no_grad(), _one_thread_an_operation() as threads:
         huber = None if loss == "squared" else delta
         tolerance = _TOLERANCE_ABSOLUTE if loss == "absolute" else _TOLERANCE
-        objective = Objective(form, tensor(y, device), tensor(w, device), huber, tolerance, threads)
-        for iterations, number in _PRUNING:
-            if theta.shape[1] > 2 * number:
-                theta, value = _descend(objective, theta, iterations)
-                theta, _ = _best(theta, value, number)
+
+        def objective_at(points: np.ndarray | slice) -> Objective:
+            part = tensor(y[:, points], device), tensor(w[:, points], device)
+            return Objective(form(points), *part, huber, tolerance, threads)
+
+        objective = objective_at(slice(None))
+        if theta.shape[1] > 2 * _PRUNING[-1][1]:
+            many = y.shape[1] > 2 * _ENOUGH
+            search = objective_at(_some_points(y.shape[1])) if many else objective
+            for iterations, number in _PRUNING:
+                if theta.shape[1] > 2 * number:
+                    theta, value = _descend(search, theta, iterations)
+                    theta, _ = _best(theta, value, number)
         for rung in _LADDER if loss == "absolute" else (objective.delta,):
             objective = replace(objective, delta=rung)
             theta, value = _descend(objective, theta, _ITERATIONS)
@@ -173,6 +189,11 @@ def _solve(
     value = 2 * value if loss == "squared" else value
     found = theta[:, 0], value[:, 0], converged, gram, theta, value
     return Fit(*(a.cpu().numpy() for a in found))
+
+
+def _some_points(number: int) -> np.ndarray:
+    """`_ENOUGH` of so many points, drawn by chance, the same each time: tables are sorted, and strides meet patterns."""
+    return np.sort(np.random.default_rng(number).choice(number, _ENOUGH, replace=False))
 
 
 def _descend(objective: Objective, starts: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,8 +2,9 @@
 
 What two runs of one size would differ by is smooth along a curve, so a table of single runs shows it only between
 sizes: as residuals about the valley of ln L over ln N, equal compute values apart, correlated along each curve as
-exp(-distance in ln C / correlation). Both constants by restricted maximum likelihood, in which the free level at each
-compute and the valley's terms do not pass for noise that they have absorbed.
+exp(-distance in ln C / correlation). Both constants by restricted likelihood, in which the free level at each compute
+and the valley's terms do not pass for noise that they have absorbed. The readings say little about the correlation, so
+it is drawn for each simulation, by its likelihood, and the standard deviation that belongs to it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ _CORRELATIONS = np.array([0.3, 0.6, 1.0, 1.5, 2.5, 4.0])  # in ln C
 
 @dataclass(frozen=True)
 class CurveNoise:
-    """Standard deviation of ln L, its correlation length in ln C, and the degrees of freedom behind it."""
+    """Standard deviation of ln L [m] for each correlation length in ln C [m], how likely these are [m], and the degrees
+    of freedom behind it."""
 
-    sigma: float
-    correlation: float
+    sigma: np.ndarray
+    correlation: np.ndarray
+    share: np.ndarray
     freedom: int
 
 
@@ -51,19 +54,16 @@ def estimate_noise(grid: np.ndarray, u: np.ndarray, ln_l: np.ndarray, take: np.n
     basis = np.linalg.svd(design, full_matrices=False)[0][:, :rank]
     same, apart = size[:, None] == size, np.abs(grid[g][:, None] - grid[g])
     y = ln_l[size, g]
-    best: tuple[float, float, float] | None = None
-    for correlation in _CORRELATIONS:
+    sigma, score = np.zeros(len(_CORRELATIONS)), np.zeros(len(_CORRELATIONS))
+    for k, correlation in enumerate(_CORRELATIONS):
         factor = cho_factor(np.where(same, np.exp(-apart / correlation), 0.0) + 1e-9 * np.eye(len(g)), lower=True)
         inner = basis.T @ cho_solve(factor, basis)
-        whitened = cho_solve(factor, y)
-        off = y - basis @ np.linalg.solve(inner, basis.T @ whitened)
+        off = y - basis @ np.linalg.solve(inner, basis.T @ cho_solve(factor, y))
         square = max(float(off @ cho_solve(factor, off)), 1e-300)
         half = float(np.log(np.diag(factor[0])).sum()) + 0.5 * float(np.linalg.slogdet(inner)[1])
-        score = half + 0.5 * freedom * math.log(square / freedom)
-        if best is None or score < best[0]:
-            best = score, math.sqrt(square / freedom), float(correlation)
-    assert best is not None
-    return CurveNoise(best[1], best[2], freedom)
+        sigma[k], score[k] = math.sqrt(square / freedom), half + 0.5 * freedom * math.log(square / freedom)
+    share = np.exp(score.min() - score)
+    return CurveNoise(sigma, _CORRELATIONS, share / share.sum(), freedom)
 
 
 def draw_noise(
@@ -71,6 +71,9 @@ def draw_noise(
 ) -> np.ndarray:
     """[replicates, sizes, g] of the noise, times `scale` [replicates]."""
     apart = np.abs(grid[:, None] - grid)
-    root = np.linalg.cholesky(np.exp(-apart / noise.correlation) + 1e-9 * np.eye(len(grid)))
-    shocks = rng.standard_normal((len(scale), sizes, len(grid))) @ root.T
-    return np.asarray(noise.sigma * scale[:, None, None] * shocks)
+    which = rng.choice(len(noise.share), len(scale), p=noise.share)
+    shocks = rng.standard_normal((len(scale), sizes, len(grid)))
+    for k in np.unique(which):
+        root = np.linalg.cholesky(np.exp(-apart / noise.correlation[k]) + 1e-9 * np.eye(len(grid)))
+        shocks[which == k] = noise.sigma[k] * (shocks[which == k] @ root.T)
+    return shocks * scale[:, None, None]

@@ -38,12 +38,11 @@ def estimate(samples: np.ndarray, level: float = LEVEL) -> Estimate:
     return Estimate(value, float(good.std(ddof=1)), float(low), float(high))
 
 
-def pivotal(samples: np.ndarray) -> np.ndarray:
-    """Samples [1 + replicates] of a positive quantity with its replicates reflected about the estimate in logarithms:
-    their percentiles are the basic bootstrap's interval (Davison & Hinkley 1997, section 5.2), which allows for the
-    estimator's bias where plain percentiles would double it."""
-    with np.errstate(all="ignore"):
-        return np.concatenate([samples[:1], samples[0] ** 2 / samples[1:]])
+def reflected(samples: np.ndarray) -> np.ndarray:
+    """Samples [1 + replicates, ...] with the replicates reflected about the estimate: their percentiles are the basic
+    bootstrap's interval (Davison & Hinkley 1997, section 5.2), which allows for the estimator's bias where plain
+    percentiles would double it."""
+    return np.concatenate([samples[:1], 2 * samples[:1] - samples[1:]])
 
 
 def band(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
