@@ -186,3 +186,16 @@ def test_cuda_agrees_with_cpu_on_a_curve() -> None:
     cpu = engine.solve_curve(kaplan_curve, data, noisy, starts)
     cuda = engine.solve_curve(kaplan_curve, data, noisy, starts, device="cuda")
     np.testing.assert_allclose(cuda.objective, cpu.objective, rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["huber", "squared"])
+def test_many_starts_are_weighed_on_some_of_many_points(loss: engine.Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    design, target, few = exponentials(1100, 3)
+    rng = np.random.default_rng(0)
+    starts = np.concatenate([few[3:4], rng.uniform((-5, -1, -5), (10, 3, 5), (200, 3))])
+    found = engine.solve(design, target, starts, loss=loss)
+    monkeypatch.setattr(engine, "_ENOUGH", 10**6)
+    whole = engine.solve(design, target, starts, loss=loss)
+    assert found.converged[0]
+    np.testing.assert_allclose(found.objective, whole.objective, rtol=1e-11)
+    np.testing.assert_allclose(found.parameters, whole.parameters, rtol=1e-7)
