@@ -192,7 +192,7 @@ def _solve(
 
 
 def _some_points(number: int) -> np.ndarray:
-    """`_ENOUGH` of so many, drawn by chance, the same each time: tables are sorted, and a stride would meet patterns."""
+    """`_ENOUGH` of so many, drawn by chance, the same each time: tables are sorted, a stride would meet patterns."""
     return np.sort(np.random.default_rng(number).choice(number, _ENOUGH, replace=False))
 
 
