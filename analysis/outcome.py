@@ -37,7 +37,7 @@ class Estimate:
 
 def holding(value: float, low: float, high: float) -> tuple[float, float]:
     """The interval, widened to hold the value."""
-    return min(low, value), max(high, value)
+    return float(min(low, value)), float(max(high, value))
 
 
 class Warnings(list[dict[str, str]]):

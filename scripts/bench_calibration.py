@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker a core; threads woul
 import pandas as pd
 import torch
 
+from analysis.outcome import plain
 from analysis.uncertainty.calibration import Judged, coverage
 from analysis.uncertainty.scenarios import SCENARIOS, grid_bias
 
@@ -54,16 +55,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    names = arguments.scenario or list(SCENARIOS)
-    frame = pd.concat([measure(n, arguments.sweeps, arguments.bootstrap, arguments.workers) for n in names])
-    print(frame.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+    frames: list[pd.DataFrame] = []
+    for name in arguments.scenario or list(SCENARIOS):
+        frames.append(measure(name, arguments.sweeps, arguments.bootstrap, arguments.workers))
+        print(frames[-1].to_string(index=False, float_format=lambda v: f"{v:.4g}"), flush=True)
+        if arguments.csv:  # what is done is kept when a later scenario is cut off
+            pd.concat(frames).to_csv(arguments.csv, index=False, float_format="%.6g")
     seconds = time.perf_counter() - began
     print(f"{arguments.sweeps} sweeps a scenario, {arguments.bootstrap} simulations each, {seconds:.0f} s")
-    if arguments.csv:
-        frame.to_csv(arguments.csv, index=False, float_format="%.6g")
     if arguments.json:
         record = {"sweeps": arguments.sweeps, "bootstrap": arguments.bootstrap, "seconds": seconds}
-        arguments.json.write_text(json.dumps(record | {"quantities": frame.to_dict("records")}, indent=1) + "\n")
+        rows = pd.concat(frames).to_dict("records")
+        arguments.json.write_text(json.dumps(plain(record | {"quantities": rows}), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

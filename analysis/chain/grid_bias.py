@@ -161,7 +161,7 @@ def _moved(e: Estimate, bias: float) -> Estimate:
     if e.low is None or e.high is None:
         return Estimate(e.value, bias=bias)
     low, high = holding(e.value, e.low - bias, e.high - bias)
-    return Estimate(e.value, e.se, low, high, bias)
+    return Estimate(e.value, e.se, low, high, float(bias))
 
 
 def _scaled(e: Estimate, bias: float) -> Estimate:

@@ -57,7 +57,7 @@ def derive_isoflop_decayed(samples: Samples, warnings: Warnings) -> Isoflop:
                     settings.setdefault((runs[i].batch, *runs[i].setting), []).append(i)
             if settings:
                 own = list(settings.values())
-                means = np.array([np.mean([samples.ln_loss(i)[:, -1] for i in v], axis=0) for v in own])
+                means = np.array([np.mean([samples.last(i) for i in v], axis=0) for v in own])
                 values[:, s, b], rows[s, b] = means.min(axis=0), own[int(means[:, 0].argmin())][0]
     budgets = np.array([c for c, _ in found])
     labels = [(group, params, per_token) for params, group, per_token in names]

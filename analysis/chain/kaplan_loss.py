@@ -21,7 +21,7 @@ from analysis.chain.results import DERIVED, Frontier, KaplanLaws, Surface, no_ex
 from analysis.efficiency import QUANTITIES, derived_laws
 from analysis.outcome import Estimate, Outcome, Warnings
 from analysis.tables.sizes import Size
-from analysis.uncertainty.bootstrap import Samples, estimate
+from analysis.uncertainty.bootstrap import Samples, estimate, reflected
 from sweep.schema import PF_DAY
 
 LEAST_SIZES = 3
@@ -88,7 +88,7 @@ def _end(samples: Samples, size: Size) -> tuple[np.ndarray, float, float]:
     full = [[i for i in setting if runs[i].ln_tokens[-1] >= longest - _SAME_END] for setting in size.settings]
     full = [members for members in full if members]
     ends = {
-        i: samples.ln_loss(i)[:, -1] if size.decayed else samples.curves(i).ln_loss(np.array([runs[i].curve.end]))[:, 0]
+        i: samples.last(i) if size.decayed else samples.curves(i).ln_loss(np.array([runs[i].curve.end]))[:, 0]
         for members in full
         for i in members
     }
@@ -124,7 +124,7 @@ def _derived(surface: Surface, law: np.ndarray) -> Outcome:
     n_c, alpha_n, s_c, alpha_s = (values[name] for name in ("N_c", "alpha_N", "S_c", "alpha_S"))
     with np.errstate(all="ignore"):
         theta = np.stack([alpha_n * np.log(n_c), alpha_n, alpha_s * np.log(s_c), alpha_s], axis=1)
-        found = derived_laws(theta, law[: len(theta)])
+        found = derived_laws(theta, reflected(law)[: len(theta)])  # as the surface's draws are
         constants = {EXPONENTS[q]: found[q].exponent for q in QUANTITIES}
         constants |= {f"{q}_coefficient": np.exp(found[q].intercept) for q in QUANTITIES}
     span = {name: ends for name, ends in surface.span.items() if name in ("params", "flops", "loss")}

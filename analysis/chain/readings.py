@@ -48,7 +48,7 @@ def losses(samples: Samples, where: Sequence[tuple[int, float]]) -> np.ndarray:
     x = np.array([value for _, value in where])
     for i, rows in members.items():
         if samples.runs[i].decayed:
-            out[:, rows] = samples.ln_loss(i)[:, -1:]
+            out[:, rows] = samples.last(i)[:, None]
         else:
             out[:, rows] = samples.curves(i).ln_loss(x[rows])
     return np.exp(out)

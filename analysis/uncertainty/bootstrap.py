@@ -81,8 +81,7 @@ class Samples(Sequence[Sequence[Run]]):
         self.runs = runs
         self._replicates = replicates
         self._draw = draw
-        self._known: OrderedDict[int, tuple[np.ndarray, Curves]] = OrderedDict()
-        self._held = 0
+        self._known: OrderedDict[int, Curves] = OrderedDict()
         self.read: dict[tuple[object, ...], Any] = {}  # what was read of all versions, by whoever keeps it
 
     def __len__(self) -> int:
@@ -110,27 +109,24 @@ class Samples(Sequence[Sequence[Run]]):
 
     def ln_loss(self, run: int) -> np.ndarray:
         """ln(loss) [samples, n] of a run by its index, not smoothed."""
-        return self._versions(run)[0]
+        own = self.runs[run].ln_loss[None]
+        return own if self._draw is None else np.concatenate([own, self._draw(run)])
+
+    def last(self, run: int) -> np.ndarray:
+        """ln(loss) [samples] of a run by its index at its last evaluation, not smoothed."""
+        if ("last", run) not in self.read:
+            self.read["last", run] = self.ln_loss(run)[:, -1].copy()
+        return self.read["last", run]  # type: ignore[no-any-return]
 
     def curves(self, run: int) -> Curves:
         """The smoothed curve of a run by its index in every sample."""
-        return self._versions(run)[1]
-
-    def _versions(self, i: int) -> tuple[np.ndarray, Curves]:
-        if i in self._known:
-            self._known.move_to_end(i)
-            return self._known[i]
-        run = self.runs[i]
-        if self._draw is None or not self._replicates:
-            found = run.ln_loss[None], Curves(run.curve.x, run.curve.y, [0], [len(run.curve.x)], run.curve.start)
-        else:
-            drawn = self._draw(i)
-            found = np.concatenate([run.ln_loss[None], drawn]), run.curves_with(drawn)
-        self._known[i] = found
-        self._held += found[0].nbytes + found[1].nbytes
-        while self._held > _HELD and len(self._known) > 1:
-            _, (values, curves) = self._known.popitem(last=False)
-            self._held -= values.nbytes + curves.nbytes
+        if run in self._known:
+            self._known.move_to_end(run)
+            return self._known[run]
+        drawn = None if self._draw is None else self._draw(run)
+        found = self._known[run] = self.runs[run].curves_with(drawn)
+        while len(self._known) > max(1, _HELD // found.nbytes):
+            self._known.popitem(last=False)
         return found
 
 

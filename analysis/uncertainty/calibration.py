@@ -20,6 +20,7 @@ from analysis.chain.results import POINT, Critical, Laws, exponent_name
 from analysis.outcome import LEVEL, Estimate
 from analysis.uncertainty.dense import dense_optimum
 from analysis.uncertainty.simulate import Truth
+from sweep.schema import PF_DAY
 
 ACCEPTED = (0.85, 0.95)  # coverage of nominal 90% intervals
 
@@ -73,6 +74,10 @@ def optimal(laws: Laws, world: World) -> dict[str, float]:
             best = dense_optimum(world.ln_loss, params, 6 * params, batch, law, at)
             lines = env.fit_lines(at, env.quantities(at, best.ln_n, best.ln_k, best.ln_l, batch, law))
             truth |= _line_constants(f"frontier {kind}", lines)
+            intercept, slope = (float(v) for v in lines["L"])  # the same line as Kaplan writes it
+            law_c, suffix = ("kaplan-c", "") if kind == "raw" else ("kaplan-c-min", "_min")
+            truth[f"{law_c}.alpha_C{suffix}"] = -slope
+            truth[f"{law_c}.C_c{suffix}"] = float(np.exp(-intercept / slope)) / PF_DAY
     if isoflop is not None and isoflop.fit is not None:
         at = np.log(isoflop.optima[isoflop.optima["used"]]["budget"].to_numpy(dtype=float))
         best = dense_optimum(world.ln_loss, params, 6 * params, None, None, at)

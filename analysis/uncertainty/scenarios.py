@@ -15,8 +15,10 @@ from functools import cache
 import numpy as np
 from scipy.interpolate import RectBivariateSpline
 
-from analysis import critical_batch, isoflop, parametric, power_law
+from analysis import critical_batch, efficiency, frontier, isoflop, kaplan_loss, parametric, power_law, published
+from analysis import kaplan as kaplan_law
 from analysis.chain.derive import derive
+from analysis.chain.results import DERIVED, exponent_name
 from analysis.outcome import Estimate
 from analysis.tables.table import Table
 from analysis.uncertainty.bootstrap import correlated_noise
@@ -59,7 +61,8 @@ def tables(seed: int, replicates: int) -> list[Judged]:
     rows += _named(
         "parametric", _with_policy(law), parametric.fit(n, d, loss, bootstrap=replicates, seed=seed).estimates
     )
-    return rows + _isoflop(rng, replicates, seed) + _critical(rng, replicates, seed)
+    rows += _offset(rng, replicates, seed) + _surfaces(rng, replicates, seed)
+    return rows + _isoflop(rng, replicates, seed) + _frontier(rng, replicates, seed) + _critical(rng, replicates, seed)
 
 
 SCENARIOS: dict[str, Callable[[int, int], list[Judged]]] = {"kaplan": kaplan, "hoffmann": hoffmann, "tables": tables}
@@ -82,6 +85,41 @@ def _decayed(seed: int, sigma: float, seeds: int) -> Table:
     a, alpha, b, beta, e = THETA
     law = {"A": math.exp(a), "B": math.exp(b), "E": math.exp(e), "alpha": float(alpha), "beta": float(beta)}
     return decayed_sweep(BUDGETS, law, shapes=SHAPES, sigma=sigma, seeds=seeds, seed=seed)
+
+
+def _offset(rng: np.random.Generator, replicates: int, seed: int) -> list[Judged]:
+    """A power law that levels out, read at twelve points over four decades."""
+    x = np.geomspace(1e4, 1e8, 12)
+    y = (40 * x**-0.3 + 1.5) * np.exp(0.005 * rng.standard_normal(12))
+    found = power_law.fit(x, y, offset=True, bootstrap=replicates, seed=seed)
+    return _named("power-law offset", {"coefficient": 40, "exponent": -0.3, "offset": 1.5}, found.estimates)
+
+
+def _surfaces(rng: np.random.Generator, replicates: int, seed: int) -> list[Judged]:
+    """Kaplan's L(N, S_min) and L(N, D), with the constants of his tables, at eight sizes and five amounts each."""
+    n, s = (v.ravel() for v in np.meshgrid(np.geomspace(1e5, 1e9, 8), np.geomspace(1e3, 1e5, 5)))
+    steps = published.SURFACE.loss(n, s) * np.exp(0.01 * rng.standard_normal(n.size))
+    d = s * 1e5
+    data = published.DATA_SURFACE.loss(n, d) * np.exp(0.01 * rng.standard_normal(n.size))
+    names = ("N_c", "alpha_N", "S_c", "alpha_S"), ("N_c", "alpha_N", "D_c", "alpha_D")
+    one = {name: float(getattr(published.SURFACE, name)) for name in names[0]}
+    other = {name: float(getattr(published.DATA_SURFACE, name)) for name in names[1]}
+    rows = _named("kaplan-ns", one, kaplan_law.fit(n, s, steps, bootstrap=replicates, seed=seed).estimates)
+    found = kaplan_loss.fit_params_tokens(n, d, data, bootstrap=replicates, seed=seed)
+    return rows + _named("kaplan-nd", other, found.estimates)
+
+
+def _frontier(rng: np.random.Generator, replicates: int, seed: int) -> list[Judged]:
+    """Curves of eight sizes."""
+    constants = _with_policy({"A": 400.0, "B": 1100.0, "E": 1.7, "alpha": 0.34, "beta": 0.33})
+    params, ln_d = np.geomspace(3e6, 3e8, 8), np.linspace(math.log(3e7), math.log(3e10), 60)
+    n, d = (v.ravel() for v in np.meshgrid(params, np.exp(ln_d), indexing="ij"))
+    noise = correlated_noise(ln_d, 1.0, rng, 8).ravel()
+    loss = (1.7 + 400 / n**0.34 + 1100 / d**0.33) * np.exp(0.003 * noise)
+    found = frontier.fit(n, d, loss, bootstrap=replicates, seed=seed)
+    truth = {"a": constants["a"], "b": constants["b"], "N_coefficient": constants["G"] / 6 ** constants["a"]}
+    truth["D_coefficient"] = 1 / (6 * truth["N_coefficient"])
+    return _named("frontier", truth, found.estimates)
 
 
 def _isoflop(rng: np.random.Generator, replicates: int, seed: int) -> list[Judged]:
@@ -151,6 +189,11 @@ def _kaplan_world() -> World:
     law = {"B_star": truth.B_star, "alpha_B": truth.alpha_B, "slope": -1 / truth.alpha_B}
     constants = {f"kaplan-ns.{name}": value for name, value in surface.items()}
     constants |= {f"critical-batch.{name}": value for name, value in law.items()}
+    theta = [truth.alpha_N * math.log(truth.N_c), truth.alpha_N, truth.alpha_S * math.log(truth.S_c), truth.alpha_S]
+    derived = efficiency.derived_laws(np.array([theta]), np.array([[math.log(truth.B_star), -1 / truth.alpha_B]]))
+    for quantity, own in derived.items():
+        constants[f"{DERIVED}.{exponent_name(quantity)}"] = float(own.exponent[0])
+        constants[f"{DERIVED}.{quantity}_coefficient"] = float(np.exp(own.intercept[0]))
     return World(constants, lambda ln_n, ln_tokens: np.asarray(_surface()(ln_n, ln_tokens)[0]), truth)
 
 
