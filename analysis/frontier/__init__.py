@@ -20,15 +20,16 @@ standard deviation:
     surface     -0.002, 0.048   -0.001, 0.021   0.000, 0.015    0.000, 0.011    0.000, 0.007    0.001, 0.005
     envelope    0.001, 0.036    -0.021, 0.033   -0.014, 0.023   -0.019, 0.018   -0.034, 0.013   -0.044, 0.012
 
-so the surface is the default, and the other method's numbers are given beside it. (Without noise: surface at most
-0.001, envelope 0.012 to 0.000.) The best size at the smallest or
-largest is a bound: it is reported and not used.
+(without noise at most 0.001 and 0.012), so the surface is the default, and the other method's numbers are given beside
+it. The best size at the smallest or largest is a bound: it is reported and not used.
 
 With a law of B_crit there is a second kind, "adjusted": the same against C_min = C/(1 + B/B_crit(L)) (Kaplan et al.
 2020, Eq. 5.5), where B = B_crit(L_opt), S = S_min and D = 2 B_crit S_min. The law of B_crit is taken as exact.
 
 Intervals: the curves are simulated around the smooth valley with the noise of the residuals, which is correlated along
-each curve (`analysis.frontier.noise`), and the procedure repeated on each (`analysis.uncertainty.pivot`).
+each curve (`analysis.frontier.noise`), and the procedure repeated on each (`analysis.uncertainty.pivot`). In 200 tables
+each of 6 to 20 sizes, nominal 90% intervals of the surface held a, b and N_coefficient in 86% to 95%, the loss's
+exponent in 87% to 94%.
 """
 
 from analysis.frontier.law import FrontierOutcome, Method, fit

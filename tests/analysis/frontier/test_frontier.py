@@ -157,6 +157,13 @@ def test_flops_of_the_table_move_d_alone() -> None:
     assert value["b"] == pytest.approx(1 - 0.9 * value["a"], abs=1e-6)
 
 
+def test_what_a_reader_must_know_of_the_table_and_the_method_is_said() -> None:
+    columns = kaplan_curves(sigma=0.002, warmup=1e5, points_per_decade=4)
+    found = frontier.fit(**columns, method="envelope", bootstrap=5)
+    assert {w["code"] for w in found.warnings} >= {"mixed_batches", "narrow_intervals", "inside_warmup"}
+    assert "S_exponent" not in found.estimates
+
+
 def test_bad_input_is_refused_in_one_line() -> None:
     columns = planted()
     for change, message in (
