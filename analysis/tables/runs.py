@@ -59,8 +59,10 @@ class Run:
         """Training FLOPs at the last evaluation."""
         return self.flops_per_token * self.final_tokens
 
-    def curves_with(self, ln_loss: np.ndarray) -> Curves:
-        """Its smoothed curve, and those with other losses [versions, n]."""
+    def curves_with(self, ln_loss: np.ndarray | None) -> Curves:
+        """Its smoothed curve, and those with other losses [versions, n], if there are any."""
+        if ln_loss is None or not len(ln_loss):
+            return Curves(self.curve.x, self.curve.y, [0], [len(self.curve.x)], self.curve.start)
         return smooth_versions(self.ln_tokens, ln_loss, self.curve.start, first=self.curve)
 
 

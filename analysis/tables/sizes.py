@@ -134,7 +134,7 @@ def _decayed_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarra
         for i in members:
             lengths[float(runs[i].ln_tokens[-1])].append(i)
         for x, seeds in lengths.items():
-            mean = np.mean([samples.ln_loss(i)[:, -1] for i in seeds], axis=0)
+            mean = np.mean([samples.last(i) for i in seeds], axis=0)
             finals[x].append((mean, seeds[0]))
     knots = sorted(finals)
     lowest = np.array([np.min([values for values, _ in finals[x]], axis=0) for x in knots])  # [knots, samples]

@@ -116,7 +116,7 @@ class Samples(Sequence[Sequence[Run]]):
         """ln(loss) [samples] of a run by its index at its last evaluation, not smoothed."""
         if ("last", run) not in self.read:
             self.read["last", run] = self.ln_loss(run)[:, -1].copy()
-        return self.read["last", run]  # type: ignore[no-any-return]
+        return self.read["last", run]
 
     def curves(self, run: int) -> Curves:
         """The smoothed curve of a run by its index in every sample."""
