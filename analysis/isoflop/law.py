@@ -78,18 +78,13 @@ def fit(
     if valley is not None:
         about = noise_of(table, valley, np.log(columns["loss"]), known)
         simulated = simulate(table, minima, valley, about, method, bootstrap, np.random.default_rng(seed))
-    if bootstrap and simulated is not None and len(simulated.scale):
-        estimates, draws, failed = pivot.estimates(values, simulated.error, simulated.shift, simulated.scale)
-        if failed:
+        if len(simulated.scale):
+            estimates, draws = _with_intervals(values, simulated, warnings)
+        elif bootstrap:
             warnings.add(
-                LAW, "replicates_failed", f"{failed} of {bootstrap} simulated tables have fewer than two minima and do "
-                "not enter the intervals"
+                LAW, "noise_unknown", "too few sizes a budget to tell the noise, so there are no intervals; state the "
+                "noise, repeat seeds, or add sizes"
             )  # fmt: skip
-    elif bootstrap and np.isfinite(values["a"]):
-        warnings.add(
-            LAW, "noise_unknown", "too few sizes a budget to tell the noise, so there are no intervals; state the "
-            "noise, repeat seeds, or add sizes"
-        )  # fmt: skip
     return IsoflopOutcome(
         law=LAW,
         judged_as=f"fit isoflop {method}",
@@ -127,6 +122,18 @@ def _warn_edges(minima: Minima, warnings: Warnings) -> None:
         )  # fmt: skip
     if minima.used.sum() < 2:
         warnings.add(LAW, "few_optima", f"{int(minima.used.sum())} budgets have a minimum; a line needs two")
+
+
+def _with_intervals(
+    values: Mapping[str, float], simulated: Simulated, warnings: Warnings
+) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+    estimates, draws, failed = pivot.estimates(values, simulated.error, simulated.shift, simulated.scale)
+    if failed:
+        warnings.add(
+            LAW, "replicates_failed", f"{failed} of {len(simulated.scale)} simulated tables have fewer than two minima "
+            "and do not enter the intervals"
+        )  # fmt: skip
+    return estimates, draws
 
 
 def _without_intervals(table: Budgets, minima: Minima, values: Mapping[str, float]) -> dict[str, Estimate]:
