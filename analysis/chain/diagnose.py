@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 HELD = 0.25  # of the range of ln C: the uppermost part is held out
 MOST_RUNS = 300  # of which each is left out; where there are more, each size
+MOST_SIZES = 40  # of which each is left out; where there are more, neighbours together
 _EVERY = 500  # of the paper's 4,500 starts, for a hold-out beside the fit to all points
 
 
@@ -125,12 +126,13 @@ def _frontier(
     law: np.ndarray | None,
     measured: tuple[float, float],
 ) -> dict[str, Influence]:
-    """The exponent of N of each kind without each size."""
+    """The exponent of N of each kind without each size, or each few neighbours."""
     parts: dict[bytes, Frontier | None] = {}  # one refit serves both kinds
+    alone = Samples(runs)
 
     def without(rows: np.ndarray) -> Frontier | None:
         kept = [size for size, keep in zip(sizes, rows, strict=True) if keep]
-        return _possible(lambda: derive_frontier(Samples(runs), kept, batch, law, measured, Warnings()))
+        return _possible(lambda: derive_frontier(alone, kept, batch, law, measured, Warnings()))
 
     def refit(keep: np.ndarray, kind: str) -> np.ndarray:
         values = []
@@ -141,12 +143,20 @@ def _frontier(
             values.append(part.fits[kind]["N"].exponent.value if part is not None and kind in part.fits else np.nan)
         return np.array(values)
 
-    labels = np.array([size.group for size in sizes])
+    labels = _neighbours(sizes)
     params = {"params": np.array([size.params for size in sizes])}
     return {
         kind: influence(partial(refit, kind=kind), labels, fits["N"].exponent, quantities=params)
         for kind, fits in section.fits.items()
     }
+
+
+def _neighbours(sizes: Sequence[Size]) -> np.ndarray:
+    """Labels of what is left out at once: each size, or where they are many, `MOST_SIZES` groups of neighbours."""
+    if len(sizes) <= MOST_SIZES:
+        return np.array([size.group for size in sizes])
+    groups = np.array_split(np.array([size.params for size in sizes]), MOST_SIZES)
+    return np.concatenate([np.full(len(n), f"N = {n[0]:.4g} to {n[-1]:.4g}") for n in groups])
 
 
 def _possible(make: Callable[[], T]) -> T | None:

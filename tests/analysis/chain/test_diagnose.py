@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.chain import diagnose
 from analysis.chain.derive import derive
 from analysis.chain.results import Laws
 from analysis.tables.table import Table
@@ -78,3 +79,11 @@ def test_diagnoses_stand_with_their_laws_in_json(full: Any) -> None:
     for kind in data["frontier"]["kinds"].values():
         assert set(kind["diagnosis"]) == {"influence"}
     assert "diagnosis" not in data["critical-batch"]
+
+
+def test_of_many_sizes_neighbours_are_left_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnose, "MOST_SIZES", 3)
+    found = laws_of(decayed_sweep(BUDGETS)).diagnostics["raw"].influence
+    assert found is not None
+    assert set(found.runs["run"]) == {"N = 1536 to 6144", "N = 1.382e+04 to 2.458e+04", "N = 5.53e+04 to 1.475e+05"}
+    assert set(found.runs["points"]) == {2}
