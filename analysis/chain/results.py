@@ -164,10 +164,15 @@ class Parametric:
     span: Span = field(default_factory=dict)
     interval: str = "none"
 
+    @property
+    def judged_as(self) -> str:
+        """What the table of coverages calls it: it judges the law of decayed runs, which are resampled."""
+        return "parametric" if self.kind == "decayed" else "parametric undecayed"
+
     def to_json(self) -> dict[str, Any]:
         """Estimates and how they were obtained."""
         return {
-            "estimates": _estimates("parametric", self.estimates),
+            "estimates": _estimates(self.judged_as, self.estimates),
             "objective": self.objective,
             "points": len(self.points),
             "starts": self.starts,

@@ -99,9 +99,10 @@ class LawTable:
 def law_tables(laws: Laws, verdicts: Mapping[str, bool]) -> list[LawTable]:
     """Every law there is, in the order of `LAW_TEXT`. verdicts: by "law.name" (`analysis.uncertainty.labels`)."""
     found = laws.estimates()
+    judged = {key: key for key in found} | ({"parametric": laws.parametric.judged_as} if laws.parametric else {})
     return [
         LawTable(
-            title, text, [_row(laws, key, name, e, verdicts.get(f"{key}.{name}")) for name, e in found[key].items()]
+            title, text, [_row(laws, key, n, e, verdicts.get(f"{judged[key]}.{n}")) for n, e in found[key].items()]
         )
         for key, (title, text) in LAW_TEXT.items()
         if key in found
