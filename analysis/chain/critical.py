@@ -227,22 +227,27 @@ def _crossings(runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarra
 def _cells(
     runs: Sequence[Run], cells: Sequence[cb.Cell], targets: np.ndarray, steps: cb.Steps, groups: Sequence[_Group]
 ) -> pd.DataFrame:
-    fitted = {m: (g.fits.fitted[: len(targets), k], g.fits.bracketed[: len(targets)])
-              for g in groups for k, m in enumerate(g.members)}  # fmt: skip
-    nothing = np.full(len(targets), np.nan), np.zeros(len(targets), dtype=bool)
-    frames = []
-    for c, cell in enumerate(cells):
-        end = max(runs[i].curve.end for _, members in cell.settings for i in members)
-        known = np.isfinite(steps.ln_steps[c])
-        frame = pd.DataFrame(
-            {"group": cell.group, "params": cell.params, "batch_tokens": cell.batch, "target_loss": targets}
-        )
-        frame["steps"] = np.exp(np.where(known, steps.ln_steps[c], end - np.log(cell.batch)))
-        frame["tokens"] = frame["steps"] * cell.batch
-        frame["lr"], frame["seeds"] = steps.lr[c], steps.seeds[c]
-        frame["censored"] = ~known & ~steps.warmup[c]
-        frame["lr_at_edge"] = steps.at_edge[c]
-        values, used = fitted.get(c, nothing)
-        frame["fitted"], frame["used"] = np.exp(values), used & known
-        frames.append(frame[~steps.warmup[c]])
-    return pd.concat(frames, ignore_index=True)
+    shape = (len(cells), len(targets))
+    fitted, used = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    for g in groups:
+        fitted[g.members] = g.fits.fitted[: len(targets)].T
+        used[g.members] = g.fits.bracketed[: len(targets)]
+    end = np.array([max(runs[i].curve.end for _, members in cell.settings for i in members) for cell in cells])
+    batch = np.array([cell.batch for cell in cells])
+    known = np.isfinite(steps.ln_steps)
+    ln_steps = np.where(known, steps.ln_steps, (end - np.log(batch))[:, None])
+    columns = {
+        "group": np.repeat(np.array([cell.group for cell in cells], dtype=object), len(targets)),
+        "params": np.repeat([cell.params for cell in cells], len(targets)),
+        "batch_tokens": np.repeat(batch, len(targets)),
+        "target_loss": np.tile(targets, len(cells)),
+        "steps": np.exp(ln_steps).ravel(),
+        "tokens": (np.exp(ln_steps) * batch[:, None]).ravel(),
+        "lr": steps.lr.ravel(),
+        "seeds": steps.seeds.ravel(),
+        "censored": (~known & ~steps.warmup).ravel(),
+        "lr_at_edge": steps.at_edge.ravel(),
+        "fitted": np.exp(fitted).ravel(),
+        "used": (used & known).ravel(),
+    }
+    return pd.DataFrame(columns)[~steps.warmup.ravel()].reset_index(drop=True)
