@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,23 +22,26 @@ def warn_dependence(own: dict[str, np.ndarray], points: pd.DataFrame, warnings: 
     that differs most surely is named."""
     names = [name for name, law in own.items() if np.isfinite(law[0]).all()]
     lowest = points[points["used"]].groupby("group")["target_loss"].min()
-    pairs = list(combinations(names, 2))
-    found = []
-    for one, other in pairs:
-        loss = max(lowest[one], lowest[other])
-        difference = own[one] - own[other]
-        ln_ratio = difference[:, 0] + difference[:, 1] * np.log(loss)
-        ratio = estimate(np.exp(ln_ratio))
-        if ratio.low is not None and ratio.high is not None:
-            found.append((abs(ln_ratio[0]) / np.nanstd(ln_ratio[1:]), loss, one, other, ratio))
-    least = norm.isf((1 - LEVEL) / 2 / max(1, len(pairs)))
-    sure = sorted((pair for pair in found if pair[0] > least), key=lambda pair: -pair[0])
+    at = np.log([lowest[name] for name in names])
+    laws = np.array([own[name] for name in names])  # [models, samples, 2]
+    sure, count = [], len(names) * (len(names) - 1) // 2
+    least = norm.isf((1 - LEVEL) / 2 / max(1, count))
+    for i in range(len(names) - 1):
+        difference, ln_loss = laws[i] - laws[i + 1 :], np.maximum(at[i], at[i + 1 :])
+        ln_ratio = difference[..., 0] + difference[..., 1] * ln_loss[:, None]
+        known = np.isfinite(ln_ratio[:, 1:]).sum(axis=1) >= max(2, (laws.shape[1] - 1) / 2)
+        spread = np.full(len(known), np.inf)
+        spread[known] = np.nanstd(ln_ratio[known, 1:], axis=1)
+        errors = np.abs(ln_ratio[:, 0]) / spread
+        sure += [(errors[k], i, i + 1 + k, ln_ratio[k]) for k in np.flatnonzero(errors > least)]
     if sure:
-        _, loss, one, other, ratio = sure[0]
-        more = f" ({len(sure)} of {len(pairs)} pairs of models differ)" if len(pairs) > 1 else ""
+        _, one, other, ln_ratio = max(sure, key=lambda pair: pair[0])
+        ratio = estimate(np.exp(ln_ratio))
+        more = f" ({len(sure)} of {count} pairs of models differ)" if count > 1 else ""
         warnings.add(
-            LAW, "depends_on_size", f"at loss {loss:g} B_crit of {one} is {ratio.value:.2f} [{ratio.low:.2f}, "
-            f"{ratio.high:.2f}] times that of {other}: it does not depend on the loss alone{more}"
+            LAW, "depends_on_size", f"at loss {np.exp(max(at[one], at[other])):.4g} B_crit of {names[one]} is "
+            f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times that of {names[other]}: it does not depend "
+            f"on the loss alone{more}"
         )  # fmt: skip
 
 
@@ -59,20 +62,28 @@ def warn_law(law: np.ndarray, used: pd.DataFrame, at_loss: float, warnings: Warn
 
 def warn_points(section: Critical, warnings: Warnings, known: bool) -> None:
     points, cells = section.points, section.cells
-    for group, mine in points.groupby("group", sort=False):
-        if not mine["used"].any():
-            warnings.add(LAW, "not_bracketed", f"{group}: no target loss has three batches with B_crit among them")
-    edge = cells[cells["lr_at_edge"] & cells["used"]]
-    for (name, batch), mine in edge.groupby(["group", "batch_tokens"], sort=False):
+    used = points.groupby("group", sort=False)["used"].any()
+    outside = used.index[~used].astype(str).tolist()
+    if outside:
         warnings.add(
-            LAW,
-            "lr_at_edge",
-            f"{name} at batch {batch:.0f}: the best learning rate is at the edge of its axis for {len(mine)} targets; "
-            "its steps are an upper bound",
-        )
+            LAW, "not_bracketed", f"{_some(outside)}: no target loss has three batches with B_crit among them"
+        )  # fmt: skip
+    edge = cells[cells["lr_at_edge"] & cells["used"]]
+    counts = edge.groupby(["group", "batch_tokens"], sort=False).size()
+    if len(counts):
+        where = [f"{name} at batch {batch:.0f}" for name, batch in counts.index]
+        warnings.add(
+            LAW, "lr_at_edge", f"{_some(where)}: the best learning rate is at the edge of its axis for "
+            f"{counts.sum()} targets; the steps there are an upper bound"
+        )  # fmt: skip
     if not known:
         warnings.add(
             LAW,
             "no_law",
             f"B_crit(L) needs three used target losses, not {int(points['used'].sum())}; nothing is adjusted",
         )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
