@@ -24,6 +24,7 @@ from sweep.schema import InputError
 LAW = "power-law"
 _SHARES = (0.99, 0.9, 0.7, 0.4, 0.1, 1e-3)  # of the smallest y, tried as offset
 _FACTORS = (1, 2, 4)  # of the slope without an offset, tried as exponent
+_NOTHING = 1e-3  # of the offset: a power that small is not seen beside it
 _FLAT = 1e-9  # relative gain of an offset below which there is none
 
 
@@ -117,6 +118,12 @@ class _Problem:
         """Centred ln y [n] of one theta."""
         return np.asarray(np.logaddexp(theta[0] + theta[1] * self.u, theta[2]))
 
+    def on_one_x(self, theta: np.ndarray) -> float | None:
+        """The one u at which the power amounts to anything beside the offset; None where there are more."""
+        u = np.unique(self.u)
+        seen = theta[0] + theta[1] * u - theta[2] > np.log(_NOTHING)
+        return float(u[seen][0]) if seen.sum() == 1 else None
+
     def se(self, theta: np.ndarray, gram: np.ndarray, variance: float) -> dict[str, float]:
         """Least-squares standard errors of `values` of one theta."""
         without = not np.isfinite(theta[2])
@@ -164,6 +171,11 @@ def fit(
         warnings.add(LAW, "not_converged", "the fit did not converge; its constants are not a minimum")
     if offset and not np.isfinite(best[2]):
         warnings.add(LAW, "offset_at_zero", "no offset above 0 fits better than none; the law without one is given")
+    if offset and np.isfinite(best[2]) and (only := problem.on_one_x(best)) is not None:
+        warnings.add(
+            LAW, "exponent_undetermined", f"the power is seen at x = {x[problem.u == only][0]:g} only; the "
+            "offset alone is the law at all others, and the exponent is not determined"
+        )  # fmt: skip
     freedom = len(x) - (2 if not np.isfinite(best[2]) else 3)
     variance = objective / freedom
     value = {name: float(draw[0]) for name, draw in problem.values(best[None]).items()}

@@ -124,6 +124,8 @@ def fit(
     Raises InputError for values that are not positive, a table in which nothing repeats, fewer than three rows that do,
     or too few single passes for the joint fit.
     """
+    if base is not None and not all(0 < getattr(base, name) < np.inf for name in BASE):
+        raise InputError(f"{LAW}: the constants A, B, E, alpha and beta of the base must be positive numbers")
     given = {"params": params, "tokens": tokens, "unique_tokens": unique_tokens}
     columns, y, w, labels = resample.points(LAW, given, loss, weights, run, least_points=LEAST_REPEATED, least={})
     columns["unique_tokens"] = np.minimum(columns["unique_tokens"], columns["tokens"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def _outcome(law: Law, rows: pd.DataFrame, arguments: argparse.Namespace, common
     """One fit with its diagnosis, as JSON."""
 
     found = law.fit(rows, arguments, dict(common))
+    _refuse_nothing(law, found)
     warn_points(_with_the_rest(found.frames.get("points"), rows), law.name, found.warnings)
     if law.name == "isoflop" and arguments.method != "akima":
         warn_parabolas(found.frames["optima"], law.name, found.warnings)
@@ -100,6 +102,14 @@ def _outcome(law: Law, rows: pd.DataFrame, arguments: argparse.Namespace, common
         result |= {"x": arguments.x, "y": arguments.y}
         result["span"] = {arguments.x: result["span"]["x"], arguments.y: result["span"]["y"]}
     return result
+
+
+def _refuse_nothing(law: Law, found: Outcome) -> None:
+    """A law of optima without any optimum has nothing to say but why."""
+    optima = found.frames.get("optima")
+    if optima is None or optima["used"].any() or any(math.isfinite(e.value) for e in found.estimates.values()):
+        return
+    raise InputError(f"{law.name}: no optimum to fit: {'; '.join(w['message'] for w in found.warnings)}")
 
 
 def _with_the_rest(points: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame:

@@ -65,6 +65,8 @@ def _body(result: Result, level: float) -> list[str]:
     out = _estimates(result, level)
     if shown and len(optima) <= _MOST_OPTIMA:
         out += ["", *_aligned([shown, *([_cell(row[name]) for name in shown] for row in optima)])]
+    elif shown:
+        out.append(f"{len(optima)} optima: --json FILE has them")
     return out + list(result.get("diagnosis", {}).get("text", ()))
 
 

@@ -65,10 +65,12 @@ def _warn_misfit(
         error += list(np.sqrt(g.fits.ln_b_inverse[used] * noise.variance))
     r, e = np.array(residual), np.array(error)
     rms = float(np.sqrt(np.mean(r**2)))
-    if rms > _EXACT and rms > _MISFIT * np.sqrt(np.mean(e**2)):
+    expected = float(np.sqrt(np.mean(e**2)))
+    if rms > _EXACT and rms > _MISFIT * expected:
+        times = f"{rms / expected:.1f}" if rms < 1000 * expected else "over 1,000"
         warnings.add(
-            LAW, "misfit", f"the law misses B_crit by {rms:.0%} on average, {rms / np.sqrt(np.mean(e**2)):.1f} times "
-            "the points' standard errors; its intervals do not hold that error"
+            LAW, "misfit", f"the law misses B_crit by {rms:.0%} on average, {times} times the points' "
+            "standard errors; its intervals do not hold that error"
         )  # fmt: skip
 
 

@@ -36,13 +36,14 @@ class SizeCurve:
 
 @dataclass(frozen=True)
 class RunCurve:
-    """A run: N, ln k, its batch (nan: unknown), and its smoothed ln L at ln D."""
+    """A run: N, ln k, its batch (nan: unknown), its smoothed ln L at ln D, and how many rows of the table it is."""
 
     params: float
     ln_k: float
     batch: float
     ln_tokens: np.ndarray
     ln_loss: np.ndarray
+    rows: int
 
 
 def read_runs(
@@ -71,9 +72,10 @@ def read_runs(
         x, y = smoothed(ln_tokens, ln_loss)
         per_token = np.log(columns["flops"][rows] / columns["tokens"][rows])
         batch = float(columns["batch_tokens"][rows[0]]) if "batch_tokens" in columns else np.nan
-        found.append(RunCurve(float(columns["params"][rows[0]]), float(np.median(per_token)), batch, x, y))
+        found.append(RunCurve(float(columns["params"][rows[0]]), float(np.median(per_token)), batch, x, y, len(rows)))
     if short:
-        warnings.add(LAW, "short_runs", f"{short} runs with fewer than two points past the warm-up are left out")
+        what, are = ("1 run", "is") if short == 1 else (f"{short} runs", "are")
+        warnings.add(LAW, "short_runs", f"{what} with fewer than two points past the warm-up {are} left out")
     return found
 
 

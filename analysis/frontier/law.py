@@ -26,9 +26,10 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class FrontierOutcome(Outcome):
-    """The raw envelope. frames: "points", the readings that the valley was fitted to, and "optima", one row a compute
-    value. method, other: how the lines were drawn, and their values by the other method. grid_bias: of the exponents,
-    what the grid of sizes does without any noise. adjusted: the same against C_min, where B_crit is known."""
+    """The raw envelope. points: rows of the table in its curves. frames: "points", the readings that the valley was
+    fitted to, and "optima", one row a compute value. method, other: how the lines were drawn, and their values by the
+    other method. grid_bias: of the exponents, what the grid of sizes does without any noise. adjusted: the same against
+    C_min, where B_crit is known."""
 
     method: str = "surface"
     other: dict[str, float] = field(default_factory=dict)
@@ -82,7 +83,7 @@ def fit(
     if len({r.params for r in runs}) < LEAST_SIZES:
         raise InputError(
             f"{LAW}: {len({r.params for r in runs})} model sizes with curves do not determine N(C); give at least "
-            f"{LEAST_SIZES}"
+            f"{LEAST_SIZES}, each with two evaluations or more"
         )
     batches = {r.batch for r in runs}
     common = batches.pop() if len(batches) == 1 and "batch_tokens" in columns else None
@@ -102,7 +103,10 @@ def fit(
     if b_crit is not None:
         law = _law(b_crit, columns)
         adjusted = _outcome("adjusted", by_size(runs, law), None, law, method, bootstrap, rng, warnings)
-    return replace(raw, adjusted=adjusted, seconds=time.perf_counter() - began)
+    used = sum(r.rows for r in runs)
+    if adjusted is not None:
+        adjusted = replace(adjusted, points=used)
+    return replace(raw, points=used, adjusted=adjusted, seconds=time.perf_counter() - began)
 
 
 def _outcome(

@@ -66,6 +66,8 @@ def fit(
     if method not in ("parabola", "akima"):
         raise InputError(f"{LAW}: method {method!r} is not known; use parabola or akima")
     columns = positive(LAW, params=params, loss=loss, flops=flops, tokens=tokens, weights=weights)
+    if noise is not None and np.ndim(noise) == 0 and not 0 < float(noise) < np.inf:
+        raise InputError(f"{LAW}: noise is {noise:g}; give a positive standard deviation of ln(loss)")
     known = None if noise is None else positive(LAW, noise=np.broadcast_to(noise, len(columns["params"])))["noise"]
     warnings = Warnings()
     table = arrange(columns, warnings)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.outcome import Estimate, plain
+from analysis.outcome import Estimate, holding, plain
 from analysis.predict import optimum as opt
 from analysis.predict.fitted import CRITICAL, Approach, CriticalBatch, Fits
 from analysis.predict.optimum import Array
@@ -166,7 +166,8 @@ def _compute(law: opt.Law, quantity: str, value: float) -> Array:
 
 
 def _estimate(samples: Array | None, level: float) -> Estimate | None:
-    """The first of the samples, with percentiles of the others, of which nan are left out; infinite draws count."""
+    """The first of the samples, with percentiles of the others, of which nan are left out; infinite draws count.
+    As those of fits, the interval is widened to hold the value."""
     if samples is None or np.isnan(samples[0]):
         return None
     value, draws = float(samples[0]), samples[1:]
@@ -175,7 +176,7 @@ def _estimate(samples: Array | None, level: float) -> Estimate | None:
         return Estimate(value)
     method = "linear" if np.isfinite(good).all() else "inverted_cdf"  # infinities have no middle
     low, high = np.quantile(good, [(1 - level) / 2, (1 + level) / 2], method=method)  # type: ignore[call-overload]
-    return Estimate(value, None, float(low), float(high))
+    return Estimate(value, None, *holding(value, float(low), float(high)))
 
 
 def _extrapolation(approach: Approach, flops: float, params: float) -> tuple[float | None, list[str]]:

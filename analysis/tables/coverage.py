@@ -20,6 +20,7 @@ COLLINEAR = 0.95  # correlation of ln N and ln D
 APART = 4.0  # least ratio of the greatest to the least D/N
 UNDERTRAINED = 1.0  # tokens per parameter
 FAR = 8.0  # robust standard deviations of a residual
+SLIGHT = 1e-3  # of the loss: no point nearer to the law pulls on it
 WIDE_GRID = 16.0  # in N across a parabola, +-4 times its centre; wider, its vertex is biased where alpha is not beta
 
 OF_SIZE = ("parametric", "repeated", "isoflop", "frontier", "kaplan-n", "kaplan-nd", "kaplan-ns")
@@ -100,8 +101,9 @@ def warn_parabolas(optima: pd.DataFrame, law: str, warnings: Warnings) -> None:
     width = (optima["fit_high"] / optima["fit_low"])[optima["used"].astype(bool)]
     wide = int((width > WIDE_GRID * (1 + 1e-9)).sum())
     if wide:
+        of = f"{wide} of {len(width)} parabolas take{'s' * (wide == 1)}"
         warnings.add(
-            law, "wide_parabola", f"{wide} of {len(width)} parabolas take in sizes up to a factor of {width.max():.2g} "
+            law, "wide_parabola", f"{of} in sizes up to a factor of {width.max():.2g} "
             f"apart; beyond {WIDE_GRID:g} the loss is no parabola in ln N and its minimum shifts. Add sizes in between"
         )  # fmt: skip
 
@@ -125,7 +127,8 @@ def _warn_undertrained(frame: pd.DataFrame, law: str, warnings: Warnings) -> Non
     """Points with fewer tokens than parameters that lie far above the law: five of Hoffmann's 245 at D/N < 0.41 move
     beta from 0.37 to 0.45 (Besiroglu et al. 2024)."""
     ratio, r = ((frame["tokens"] / frame["params"]).to_numpy(dtype=float), frame["residual"].to_numpy(dtype=float))
-    bad = (ratio < UNDERTRAINED) & (r > FAR * 1.4826 * float(np.median(np.abs(r - np.median(r)))))
+    far = max(FAR * 1.4826 * float(np.median(np.abs(r - np.median(r)))), SLIGHT)
+    bad = (ratio < UNDERTRAINED) & (r > far)
     few = int(bad.sum())
     if few:
         warnings.add(

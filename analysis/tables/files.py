@@ -32,10 +32,22 @@ def read(path: Path, *, curves: bool = False) -> pd.DataFrame:
     except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: unreadable ({text}); give CSV or Parquet with one header line") from error
+    if separator is not None and not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas made the first its index
+        raise InputError(f"{path}: its rows have more fields than its header has names; name every column")
+    names = pd.Series(frame.columns if separator is None else _header(path, separator), dtype=object).dropna()
+    names = names.astype(str).str.strip()
+    if names.duplicated().any():
+        twice = ", ".join(names[names.duplicated()].unique())
+        raise InputError(f"{path}: several columns are called {twice}; give each a name of its own")
     frame.columns = [str(name).strip() for name in frame.columns]
     if frame.empty:
         raise InputError(f"{path}: the table has no rows")
     return frame
+
+
+def _header(path: Path, separator: str) -> list[object]:
+    """The names as they stand in the file, where pandas would number those that occur twice."""
+    return list(pd.read_csv(path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0])
 
 
 def _read_sweep(path: Path, curves: bool) -> pd.DataFrame:

@@ -93,13 +93,14 @@ def prepare(
             raise InputError(f"{source}: {what} {name}: no such column; it has {listed(frame)}")
     if "status" in frame and frame["status"].isin(STATUSES).all():
         for status in frame["status"].unique():
-            frame = _leave(frame, frame["status"] == status, f"status {status}", found) if status != "done" else frame
+            if status != "done":
+                frame = _leave(frame, frame["status"] == status, f"status {status}", found)
     if where is not None:
         frame = _leave(frame, ~where_.rows(frame, where), f"outside --where {where}", found)
     if needs.curves and "tokens" in frame:
         frame = _leave(frame, (frame["tokens"] == 0).fillna(False), "evaluated before training", found)
     if by is not None:
-        frame = _leave(frame, frame[by].isna(), f"no value of {by}", found)
+        frame = _leave(frame, frame[by].isna(), f"without a value of {by}", found)
     if frame.empty:
         raise InputError(f"{source}: no row is left{_because(found)}")
     if convention is not None:
@@ -144,7 +145,7 @@ def _weighted(frame: pd.DataFrame, needs: Needs, column: str | None, source: str
         )
     if not values.any():
         raise InputError(f"{source}: all weights in {name} are 0; give at least some rows a weight")
-    return _leave(frame.assign(**{WEIGHT: values}), values == 0, f"{name} 0", found)
+    return _leave(frame.assign(**{WEIGHT: values}), values == 0, f"of weight 0 in {name}", found)
 
 
 def _refuse_duplicates(frame: pd.DataFrame, columns: list[str], source: str) -> None:
@@ -152,7 +153,7 @@ def _refuse_duplicates(frame: pd.DataFrame, columns: list[str], source: str) -> 
     double = frame.duplicated(subset=[c for c in columns if c in frame])
     if double.any():
         raise InputError(
-            f"{source}: {bad_rows(frame, double.to_numpy())} like another in every column; remove such rows, or add a "
+            f"{source}: duplicated in every column: {bad_rows(frame, double.to_numpy())}; remove such rows, or add a "
             "column that tells repeats apart, such as seed"
         )
 
@@ -168,7 +169,8 @@ def _drop_highest(
     out = [row for _, values in groups for row in values.sort_values(kind="stable").index[-number:]]
     if len(out) == len(frame):
         raise InputError(f"{source}: --drop-highest {number} leaves none of the {len(frame)} rows")
-    return _leave(frame, frame.index.isin(out), f"among the {number} highest {needs.highest}", found)
+    reason = f"with the highest {needs.highest}{f' of their {by}' if by else ''} (--drop-highest {number})"
+    return _leave(frame, frame.index.isin(out), reason, found)
 
 
 def _refuse_constants(frame: pd.DataFrame, needs: Needs, by: str | None, source: str) -> None:

@@ -23,6 +23,7 @@ _YARDSTICK = (1e7, 1e8)  # parameters, tokens from which Hoffmann's law says som
 _LIKE_BITS = (1.32, 1.57)  # of losses over that law: 1/ln 2 = 1.44 and the differences between texts
 _LEAST_PARAMS, _LEAST_TOKENS = 1e3, 1e5  # below, no language model and no training of one
 _MOST_RATIO, _LEAST_RATIO = 1e5, 1e-3  # tokens per parameter that anybody trains at
+_EXCHANGED = 0.3  # tokens per parameter below which, for most rows, N and D seem to have changed places
 AGREES = 0.2  # of flops with 6ND
 _FACTORS = {
     1 / 3: "2ND, the forward pass alone",
@@ -101,6 +102,10 @@ def _sizes(values: Mapping[str, np.ndarray], warnings: Warnings) -> None:
         warnings.add(
             LAW, "tokens_units", f"there are {ratio:.2g} tokens per parameter: tokens suspected to be in millions or "
             f"billions (at most {values['tokens'].max():g})"
+        )  # fmt: skip
+    elif ratio < _EXCHANGED:
+        warnings.add(
+            LAW, "exchanged", f"there are {ratio:.2g} tokens per parameter: params and tokens suspected to be exchanged"
         )  # fmt: skip
 
 

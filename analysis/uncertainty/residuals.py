@@ -22,6 +22,7 @@ SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "steps_min": "S_min", "x"
 REGIONS = ("low", "middle", "high")
 DOUBT = 1e-3  # two-sided chance of a finding where there is none, for each test
 MATERIAL = 0.5  # of the rms: what a trend must amount to over the data's span
+ROUNDING = 1e-10  # of ln(loss): residuals below are no residuals, whatever their pattern
 FAR = 8.0  # robust standard deviations: what no noise of a few hundred points reaches
 _LEAST_SIGNS = 5  # runs of either sign below which sign runs say nothing
 
@@ -190,6 +191,8 @@ def _regions(r: np.ndarray, used: Mapping[str, np.ndarray], labels: np.ndarray) 
 def _findings(found: Residuals, quantities: Mapping[str, np.ndarray]) -> list[str]:
     """In words, the weightiest first."""
     out: list[str] = []
+    if abs(found.largest) < ROUNDING:
+        return out
     for trend in found.trends.values():
         out += _trend_findings(trend, found)
     if len(found.far):

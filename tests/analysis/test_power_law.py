@@ -190,3 +190,8 @@ def test_unusable_input_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         power_law.fit(np.array(x, dtype=float), np.array(y), **keywords)  # type: ignore[arg-type]
+
+
+def test_an_exponent_that_one_x_alone_speaks_of_is_said() -> None:
+    found = power_law.fit(np.arange(1.0, 8.0), np.array([9.0, *[4.0, 4.01, 3.99, 4.0, 4.02, 3.98]]), offset=True)
+    assert "exponent_undetermined" in [w["code"] for w in found.warnings]

@@ -123,3 +123,9 @@ def test_allocation_with_enough_and_with_scarce_data() -> None:
         assert scarce > loss
         near = repeated.predict(pub.REPEATED, n * np.array([0.97, 1.03]), d / np.array([0.97, 1.03]), unique)
         assert (near > scarce).all()
+
+
+def test_a_base_that_is_no_law_is_refused() -> None:
+    base = pub.Parametric(A=1.0, B=2.0, E=3.0, alpha=4.0, beta=-5.0, source="none")
+    with pytest.raises(InputError, match="must be positive"):
+        repeated.fit(*np.ones((4, 8)), base=base)

@@ -77,7 +77,7 @@ def test_parametric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["points"] == 25
     assert found["exclusions"] == [
         {"reason": "outside --where seed != 5", "count": 1},
-        {"reason": "among the 2 highest loss", "count": 2},
+        {"reason": "with the highest loss (--drop-highest 2)", "count": 2},
     ]
     assert (found["law"], found["level"], found["bootstrap"], found["starts"]) == ("parametric", 0.9, 20, 4500)
     assert (found["device"], found["loss_function"], found["convention"]) == ("cpu", "huber", None)
@@ -294,6 +294,8 @@ def test_names_of_the_conventions_are_the_library_s() -> None:
         (["kaplan-ns", "t.csv"], "steps_min is missing"),
         (["critical-batch", "t.csv"], "batch_tokens and steps are missing"),
         (["isoflop", "t.csv", "--convention", "total"], "params_total"),
+        (["isoflop", "t.csv", "--where", "params < 3e8 and flops < 2e18 and params > 9e7"], "no optimum"),
+        (["isoflop", "t.csv", "--noise", "-1"], "noise is -1"),
     ],
 )
 def test_unusable_input_is_one_line(

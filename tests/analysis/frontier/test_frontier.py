@@ -194,3 +194,12 @@ def test_a_change_of_units_moves_the_coefficients_alone(name: str, factor: float
     moved = {"params": "N_coefficient", "tokens": "D_coefficient", "loss": "L_coefficient"}[name]
     for key, e in one.items():
         assert other[key].value == pytest.approx(e.value * (factor if key == moved else 1), rel=1e-6), key
+
+
+def test_points_are_the_rows_of_the_table_in_its_curves() -> None:
+    columns = planted(7)
+    alone = {name: np.append(v, v[-1]) for name, v in columns.items()} | {"run": np.append(columns["run"], "alone")}
+    found = frontier.fit(**alone)
+    assert found.points == len(columns["loss"])
+    assert len(found.frames["points"]) != found.points
+    assert any(w["message"].startswith("1 run with fewer than two points") for w in found.warnings)

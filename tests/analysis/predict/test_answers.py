@@ -209,3 +209,15 @@ def test_questions_without_an_answer_are_one_line(asked: dict[str, float], what:
     with pytest.raises(InputError, match=what) as caught:
         predict(parse(parametric(pub.REFIT)), **asked)
     assert "\n" not in str(caught.value)
+
+
+def test_an_interval_holds_its_value() -> None:
+    names = ("A", "B", "E", "alpha", "beta")
+    draws = {name: [float(getattr(pub.REFIT, name))] * 20 for name in names}
+    draws["E"] = [float(pub.REFIT.E) + 0.1 + 0.001 * k for k in range(20)]  # of a biased estimator
+    fit = section("parametric", draws, **{name: float(getattr(pub.REFIT, name)) for name in names})
+    [answer] = predict(parse(fit), flops=1e20).answers
+    loss = answer.values["loss"]
+    assert loss is not None
+    assert loss.high is not None
+    assert loss.low == loss.value < loss.high

@@ -77,6 +77,11 @@ def test_undertrained_points_far_above_the_law() -> None:
     )
 
 
+def test_points_on_the_law_pull_on_nothing() -> None:
+    residual = np.append(1e-15 * np.random.default_rng(1).standard_normal(len(N)), [1e-12, 5e-4])
+    assert codes(table(np.append(N, [1e9, 1e9]), np.append(D, [2e8, 9e8]), residual=residual), "parametric") == set()
+
+
 def test_the_public_points() -> None:
     if not PUBLIC.is_file():
         pytest.skip("the public points are not here")
@@ -92,6 +97,6 @@ def test_parabolas_across_too_many_sizes() -> None:
     warnings = Warnings()
     warn_parabolas(optima, "isoflop", warnings)
     assert [w["code"] for w in warnings] == ["wide_parabola"]
-    assert warnings[0]["message"].startswith("1 of 2 parabolas take in sizes up to a factor of 40 apart")
+    assert warnings[0]["message"].startswith("1 of 2 parabolas takes in sizes up to a factor of 40 apart")
     warn_parabolas(optima.iloc[:1], "isoflop", again := Warnings())
     assert again == []

@@ -68,9 +68,9 @@ def test_every_exclusion_is_counted() -> None:
         {"reason": "status failed", "count": 1},
         {"reason": "status diverged", "count": 1},
         {"reason": "outside --where seed < 11", "count": 1},
-        {"reason": "no value of model", "count": 1},
-        {"reason": "w 0", "count": 1},
-        {"reason": "among the 1 highest loss", "count": 2},
+        {"reason": "without a value of model", "count": 1},
+        {"reason": "of weight 0 in w", "count": 1},
+        {"reason": "with the highest loss of their model (--drop-highest 1)", "count": 2},
     ]
     assert len(found.frame) + sum(item["count"] for item in found.exclusions) == len(frame)
     groups = dict(found.groups())
@@ -110,7 +110,7 @@ BAD: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
     "zero": (change("tokens", 0, 0), {}, "tokens is not positive"),
     "infinite": (change("loss", 2, np.inf), {}, "loss is not finite"),
     "text": (change("params", 2, "1,000"), {}, r"params is no number .*1,000.*plain numbers"),
-    "duplicated": (pd.concat([table(), table()[:2]]), {}, r"2 rows \(the first: row 13\) like another in every column"),
+    "duplicated": (pd.concat([table(), table()[:2]]), {}, r"duplicated in every column: 2 rows \(the first: row 13\)"),
     "one size": (table().assign(params=1e7), {}, "params is 1e\\+07 in all rows; parametric needs different values"),
     "one loss": (table().assign(loss=3.0), {}, "loss is 3 in all rows"),
     "no loss": (table().drop(columns="loss"), {}, r"loss is missing\. It has params, tokens and seed.*--columns loss="),
@@ -159,3 +159,16 @@ def test_unreadable_files_are_refused_in_one_line(name: str, content: str | None
 def test_a_directory_without_tables_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="isoloss collect"):
         load(tmp_path, PARAMETRIC)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("params,tokens,loss,loss\n1,2,3,4\n", "several columns are called loss"),
+        ("params,tokens,loss\n1,2,3,4\n5,6,7,8\n", "more fields than its header"),
+    ],
+)
+def test_columns_without_a_name_of_their_own_are_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "t.csv", PARAMETRIC)

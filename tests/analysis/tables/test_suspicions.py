@@ -82,3 +82,10 @@ def test_flops_that_follow_no_factor() -> None:
     frame = runs()
     scattered = frame["flops"] * np.random.default_rng(0).uniform(0.3, 3, len(frame))
     assert "suspected" not in said(frame.assign(flops=scattered))["flops_6nd"]
+
+
+def test_params_and_tokens_in_each_other_s_place() -> None:
+    frame = pd.DataFrame({"params": np.geomspace(1e9, 1e11, 9), "tokens": np.geomspace(5e7, 5e9, 9)})
+    found = Warnings()
+    suspect(frame, {}, "params and tokens", found)
+    assert [w["code"] for w in found] == ["exchanged"]

@@ -105,3 +105,8 @@ def test_of_an_outcome() -> None:
     assert found is not None
     assert (found.points, found.runs, found.pairs) == (64, 16, 48)
     assert residuals_of(Outcome("isoflop", {}, 9)) is None
+
+
+def test_rounding_has_no_pattern() -> None:
+    x = np.geomspace(1, 1e4, 60)
+    assert not residuals(1e-15 * np.log(x), {"params": x}).findings
