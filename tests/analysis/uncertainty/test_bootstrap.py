@@ -7,6 +7,7 @@ import pytest
 
 from analysis.outcome import Estimate
 from analysis.tables.runs import SeedNoise, extract
+from analysis.uncertainty import bootstrap
 from analysis.uncertainty.bootstrap import band, correlated_noise, estimate, simulate
 from analysis.uncertainty.simulate import synthetic_sweep
 
@@ -61,3 +62,18 @@ def test_tuning_scatter_shifts_all_runs_of_a_cell_together() -> None:
     np.testing.assert_allclose(ln_tokens.std(axis=0), 0.1, rtol=0.15)
     np.testing.assert_allclose(ln_tokens[:, 0], ln_tokens[:, 1], atol=1e-6)
     assert abs(np.corrcoef(ln_tokens[:, 0], ln_tokens[:, 2])[0, 1]) < 0.2
+
+
+def test_what_was_forgotten_is_simulated_again_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = extract(synthetic_sweep(cells={(2, 16): (16,), (2, 32): (16,)}, seeds={(2, 16, 16): 2}, tokens=1e6))
+    kept = simulate(runs, SeedNoise(0.01, 1.0, 0), 0.1, 7, np.random.default_rng(0))
+    monkeypatch.setattr(bootstrap, "_HELD", 0)
+    forgetful = simulate(runs, SeedNoise(0.01, 1.0, 0), 0.1, 7, np.random.default_rng(0))
+    for _ in range(2):
+        for i, run in enumerate(runs):
+            np.testing.assert_array_equal(forgetful.curves(i).y, kept.curves(i).y)
+            np.testing.assert_array_equal(forgetful.curves(i)[0].y, run.curve.y)
+            np.testing.assert_array_equal(forgetful.last(i), kept.ln_loss(i)[:, -1])
+    assert [run.curve.y[-1] for run in kept[3]] == [kept.curves(i)[3].y[-1] for i in range(len(runs))]
+    with pytest.raises(IndexError):
+        kept[8]
