@@ -15,6 +15,8 @@ from analysis.tables import where
 from analysis.tables.table import Table, load
 from sweep.schema import InputError
 
+_ASKS = {"repeated": "no run passes over its data more than once; add some, such as data.max_epochs=8 allows"}
+
 
 def fit_sweep(law: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The law's section of fits.json, with what was left out. Raises InputError where the sweep does not support it."""
@@ -27,7 +29,8 @@ def fit_sweep(law: str, arguments: argparse.Namespace) -> dict[str, Any]:
     laws = found.to_json()
     if law not in laws["laws"]:
         said = [w["message"] for w in laws["warnings"] if w["law"] == law]
-        raise InputError(f"{arguments.table}: {law}: {'; '.join(said) or 'the sweep has nothing to fit it to'}")
+        reason = "; ".join(said) or _ASKS.get(law, "the sweep has nothing to fit it to")
+        raise InputError(f"{arguments.table}: {law}: {reason}")
     section = laws["laws"][law]
     about = {
         "table": str(arguments.table),

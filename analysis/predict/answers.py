@@ -187,12 +187,18 @@ def _extrapolation(approach: Approach, flops: float, params: float) -> tuple[flo
             what = f"{'C_min' if approach.law.least else 'compute'}" if name == "flops" else "size"
             if value > FAR * high:
                 return value / high, [
-                    f"extrapolates {value / high:.3g} times beyond the largest {what} it was fitted on"
+                    f"extrapolates {_times(value / high)} times beyond the largest {what} it was fitted on"
                 ]
             if value < low / FAR:
-                return value / high, [f"extrapolates {low / value:.3g} times below the least {what} it was fitted on"]
+                return value / high, [
+                    f"extrapolates {_times(low / value)} times below the least {what} it was fitted on"
+                ]
             return value / high, []
     return None, []
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if 1e3 <= ratio < 1e6 else f"{ratio:.3g}"
 
 
 def _doubts(

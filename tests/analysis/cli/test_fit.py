@@ -316,3 +316,8 @@ def test_the_example_script_runs_anywhere(tmp_path: Path) -> None:
     )
     assert "for 1e23 FLOP" in shown.stdout
     assert "isoflop" in shown.stdout.split("for 1e23 FLOP")[1]
+
+
+def test_a_sweep_that_repeats_nothing_says_so(swept: Path) -> None:
+    with pytest.raises(InputError, match="repeated: no run passes over its data more than once"):
+        run(["repeated", str(swept)])

@@ -150,6 +150,8 @@ def test_disagreement_and_extrapolation_are_said() -> None:
     assert inside.warnings == ()
     below = predict(parse(drawn(1e8, 1e19)), flops=1e15).answers[0]
     assert below.warnings == ("extrapolates 100 times below the least compute it was fitted on",)
+    far = predict(parse(drawn(1e8, 1e19)), flops=1.234e22).answers[0]
+    assert far.warnings == ("extrapolates 1,234 times beyond the largest compute it was fitted on",)
     kinds = {"raw": drawn(1e8, 1e19), "adjusted": drawn(2e8, 1e19)}
     mixed = predict(parse({"law": "frontier", "kinds": kinds}), flops=1e19).warnings
     assert mixed == (
