@@ -32,7 +32,7 @@ def interval(
     if good.sum() < 2 or good.mean() < 0.5 or not np.isfinite(value):
         return Estimate(value)
     draws, scale = draws[good], scale[good]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="weibull")
     if logarithm and value > 0:
         with np.errstate(divide="ignore"):
             deviations = value * (np.log(draws) - np.log(value)) / scale
