@@ -61,6 +61,7 @@ def warn_law(law: np.ndarray, used: pd.DataFrame, at_loss: float, warnings: Warn
 
 
 def warn_points(section: Critical, warnings: Warnings, known: bool) -> None:
+    """Models whose B_crit lies outside their batches, rates at the edge of their axis, and no law (not `known`)."""
     points, cells = section.points, section.cells
     used = points.groupby("group", sort=False)["used"].any()
     outside = used.index[~used].astype(str).tolist()

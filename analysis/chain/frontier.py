@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import envelope as env
+from analysis.chain.readings import span_of
 from analysis.chain.results import Draws, Frontier, Span, exponent_name
 from analysis.minima import Optima, find_optima, per_token_at
 from analysis.outcome import Estimate, Warnings
@@ -134,8 +135,7 @@ def _derive_kind(
         lines=pd.concat([_line_frame(kind, name, k, at) for name, k in lines.items()], ignore_index=True),
         estimates=estimates,
         draws=draws,
-        span=span_of(pd.DataFrame({"flops": np.exp(at), "loss": least}))
-        | {"params": (float(np.exp(ln_n[0])), float(np.exp(ln_n[-1])))},
+        span=span_of(flops=np.exp(at), loss=least, params=np.exp(ln_n)),
         envelope=_fit_envelope(curves, ln_n, ln_k, grid, law),
     )
 
@@ -246,9 +246,3 @@ def _shares(fits: dict[str, PowerLaw], lines: pd.DataFrame) -> pd.DataFrame:
         e = fits[name].exponent
         rows.append((name, e.value, e.low, e.high, (high / low) ** e.value, low, high))
     return pd.DataFrame(rows, columns=list(_no_shares().columns))
-
-
-def span_of(points: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """(lowest, highest) of what was read."""
-    found = [name for name in ("flops", "params", "tokens", "loss") if name in points]
-    return {name: (float(points[name].min()), float(points[name].max())) for name in found}

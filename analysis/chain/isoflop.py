@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis import envelope as env
 from analysis import isoflop as iso
-from analysis.chain.frontier import read_sizes, span_of
+from analysis.chain.frontier import read_sizes
+from analysis.chain.readings import span_of
 from analysis.chain.results import Isoflop
 from analysis.minima import find_optima, per_token_at
 from analysis.outcome import Warnings
@@ -104,7 +105,8 @@ def _isoflop(
             "isoflop", "optimum_at_edge", f"{int((~best.used).sum())} of {len(budgets)} budgets have no interior "
             "optimum; they are bounds and left out of the line"
         )  # fmt: skip
-    span = span_of(points.rename(columns={"budget": "flops"}))
+    columns = {name: points[name].to_numpy() for name in ("params", "tokens", "loss")}
+    span = span_of(flops=points["budget"].to_numpy(), **columns)
     line = pd.DataFrame(columns=["flops", "params", "low", "high", "tokens"], dtype=float)
     if best.used.sum() < 2:
         return Isoflop(points, frame, None, line, kind)

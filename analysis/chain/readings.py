@@ -32,10 +32,12 @@ def draws_of(constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def span_of(**quantities: np.ndarray) -> dict[str, tuple[float, float]]:
+    """(lowest, highest) of what a law was fitted on, by quantity."""
     return {name: (float(np.min(values)), float(np.max(values))) for name, values in quantities.items()}
 
 
 def coordinates(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """N and D of (run, ln tokens)."""
     return np.array([runs[i].params for i, _ in where]), np.exp([x for _, x in where])
 
 
@@ -55,6 +57,7 @@ def losses(samples: Samples, where: Sequence[tuple[int, float]]) -> np.ndarray:
 
 
 def points_of(runs: Sequence[Run], where: Sequence[tuple[int, float]]) -> pd.DataFrame:
+    """One row a reading (run, ln tokens): run_id, group, params and tokens."""
     rows = [(runs[i].run_id, runs[i].group, runs[i].params, math.exp(x)) for i, x in where]
     return pd.DataFrame(rows, columns=["run_id", "group", "params", "tokens"])
 

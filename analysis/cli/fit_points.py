@@ -24,7 +24,7 @@ FAILED = "not_converged"  # the code of that warning
 
 
 def fit_points(law: Law, arguments: argparse.Namespace) -> dict[str, Any]:
-
+    """The JSON of a law fitted to a table of points, one item a group with --by."""
     if law.robust:
         arguments.loss = arguments.loss or law.default_loss
     points = load(
