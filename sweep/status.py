@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.launch.lock import is_held
+from sweep.lease import is_held
 from sweep.plan import read_plan
 from sweep.record import read_status
 from sweep.schema import METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, STATUSES, InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config import TrackingConfig
-from sweep.launch.lock import is_held
+from sweep.lease import is_held
 from sweep.record import read_record, run_dirs
 from sweep.schema import PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError
 from sweep.spec import Execution, PlannedRun, Source

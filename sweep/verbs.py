@@ -110,7 +110,7 @@ def sweep(argv: list[str]) -> int:
     from sweep.config import read_config
     from sweep.launch.freeze import freeze
     from sweep.launch.local import devices, launch
-    from sweep.launch.lock import hold
+    from sweep.lease import hold
     from sweep.plan import plan_sweep
 
     typed = read_config(config)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from sweep.config import LauncherConfig, TrackingConfig
+from sweep.config import LocalLauncher, TrackingConfig
 from sweep.estimate import available_cores, plan_device
 from sweep.launch import worker
 from sweep.launch.freeze import Frozen, recorded_status
@@ -51,7 +51,7 @@ def devices(asked: str) -> list[str]:
     raise InputError(f"launcher.device={asked}: torch finds no CUDA device here; use auto or cpu")
 
 
-def launch(frozen: Frozen, launcher: LauncherConfig, tracking: TrackingConfig) -> Outcome:
+def launch(frozen: Frozen, launcher: LocalLauncher, tracking: TrackingConfig) -> Outcome:
     """Train every unfinished run of the sweep. Returns when all have ended or the sweep was stopped by a signal."""
     left = frozen.unfinished()
     names = devices(launcher.device)
@@ -85,7 +85,7 @@ class Pool:
     """Worker processes and the queue of runs they empty."""
 
     def __init__(
-        self, frozen: Frozen, launcher: LauncherConfig, names: list[str], tracking: TrackingConfig, progress: Progress
+        self, frozen: Frozen, launcher: LocalLauncher, names: list[str], tracking: TrackingConfig, progress: Progress
     ) -> None:
         self.frozen, self.launcher, self.names = frozen, launcher, names
         self.tracking, self.progress = tracking, progress

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config import TrackingConfig
-from sweep.launch.lock import hold
+from sweep.lease import hold
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from commands import Commands, until
 
-from sweep.config import LauncherConfig
+from sweep.config import LocalLauncher
 from sweep.estimate import available_cores, plan_workers
 from sweep.launch.freeze import Frozen, freeze
 from sweep.launch.local import devices
-from sweep.launch.lock import hold, is_held
+from sweep.lease import hold, is_held
 from sweep.plan import read_plan, write_plan
 from sweep.record import RunRecord
 from sweep.schema import CURVE_COLUMNS, MANIFEST_FILE, METRICS_FILE, PLAN_FILE, SPEC_FILE, STATUS_FILE, InputError
@@ -36,7 +36,7 @@ def test_a_lock_is_refused_by_name_and_ends_with_its_holder(tmp_path: Path) -> N
         [
             sys.executable,
             "-c",
-            "import pathlib, sys, time\nfrom sweep.launch.lock import hold\n"
+            "import pathlib, sys, time\nfrom sweep.lease import hold\n"
             "with hold(pathlib.Path(sys.argv[1]), 'sweep'): time.sleep(60)",
             str(tmp_path),
         ]
@@ -56,7 +56,7 @@ def test_a_lock_is_refused_by_name_and_ends_with_its_holder(tmp_path: Path) -> N
 
 def test_a_waiting_lock_is_given_when_it_gets_free(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys, time\nfrom sweep.launch.lock import hold\n"
+        "import pathlib, sys, time\nfrom sweep.lease import hold\n"
         "with hold(pathlib.Path(sys.argv[1]), 'run', 30): print('held', flush=True)"
     )
     with hold(tmp_path, "run"):
@@ -170,7 +170,7 @@ def test_a_result_whose_record_is_damaged_is_made_again(name: str, commands: Com
 
 
 def test_settings_that_make_no_sense() -> None:
-    good = LauncherConfig(name="local", workers="auto", threads=1, device="auto", retries=0)
+    good = LocalLauncher(name="local", workers="auto", threads=1, device="auto", retries=0, stop_after=5)
     for change in ({"workers": 0}, {"workers": -2}, {"threads": 0}, {"retries": -1}):
         with pytest.raises(InputError, match=next(iter(change))):
             dataclasses.replace(good, **change)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sweep.compose import compose
-from sweep.launch.lock import hold
+from sweep.lease import hold
 from sweep.plan import plan_sweep, write_plan
 from sweep.record import write_status
 from sweep.schema import METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError

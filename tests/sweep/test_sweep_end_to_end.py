@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from commands import Commands, finish, until
 
-from sweep.launch.lock import is_held
+from sweep.lease import is_held
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, PLAN_FILE, RUNS_DIR
 from sweep.status import last_evaluation, sweep_status

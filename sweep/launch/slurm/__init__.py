@@ -1,0 +1,1 @@
+"""Sweeps as job arrays of a SLURM cluster, submitted through submitit."""
