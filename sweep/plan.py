@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sweep.accounting import count_params
 from sweep.config import Config, read_config, run_section
@@ -20,6 +21,8 @@ from sweep.spec import Execution, PlannedRun, RunSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_LINE_START = re.compile(rb'\{"run_id": "([0-9a-f]{16})"')
 
 
 def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
@@ -126,19 +129,59 @@ def write_plan(path: Path, runs: Iterable[PlannedRun]) -> None:
 
 def read_plan(path: Path) -> list[PlannedRun]:
     """Read plan.jsonl. Raises InputError, naming the line, where it is missing, damaged or was edited."""
+    with _open_plan(path) as file:
+        return [_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
+
+
+def plan_offsets(path: Path) -> dict[str, int]:
+    """Where each run's line starts in plan.jsonl, in bytes, for `read_run`. Looks at the run_id of each line only.
+
+    Raises InputError, naming the line, where the file is missing or a line does not start with a run_id.
+    """
+    offsets, position = {}, 0
+    with _open_plan(path) as file:
+        for number, line in enumerate(file, 1):
+            start = _LINE_START.match(line)
+            if start is None:
+                raise InputError(
+                    f"{path}:{number} does not start with a run_id; restore it or plan into a new sweep_dir"
+                )
+            offsets[start[1].decode()] = position
+            position += len(line)
+    return offsets
+
+
+def read_run(path: Path, offset: int, run_id: str) -> PlannedRun:
+    """The run whose line starts at byte `offset` of plan.jsonl. Raises InputError where that line is not `run_id`'s."""
+    where = f"{path}, byte {offset}"
+    with _open_plan(path) as file:
+        file.seek(offset)
+        planned = _parse(file.readline(), where)
+    if planned.run_id != run_id:
+        raise InputError(
+            f"{where}: run {planned.run_id} instead of {run_id}; the plan has changed, submit the sweep anew"
+        )
+    return planned
+
+
+def _open_plan(path: Path) -> BinaryIO:
     try:
-        lines = path.read_text().splitlines()
+        return path.open("rb")
     except OSError as error:
         raise InputError(f"no plan at {path}; is this a sweep directory? isoloss sweep makes one") from error
-    runs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            runs.append(PlannedRun.from_dict(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number} is not JSON; restore it or plan into a new sweep_dir") from error
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from error
-    return runs
+
+
+def _parse(line: bytes, where: str) -> PlannedRun:
+    try:
+        content = json.loads(line)
+        if not isinstance(content, dict):
+            raise ValueError(content)
+    except ValueError as error:  # also bytes that are no text
+        raise InputError(f"{where} is not JSON of a run; restore it or plan into a new sweep_dir") from error
+    try:
+        return PlannedRun.from_dict(content)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def plan_totals(runs: list[PlannedRun], workers: int = 1) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from sweep import estimate
 from sweep.compose import compose
 from sweep.config import HorizonConfig
 from sweep.measure import measure
-from sweep.plan import duration, plan_one, plan_sweep, plan_table, plan_totals, read_plan, write_plan
+from sweep.plan import (
+    duration,
+    plan_offsets,
+    plan_one,
+    plan_sweep,
+    plan_table,
+    plan_totals,
+    read_plan,
+    read_run,
+    write_plan,
+)
 from sweep.resolve import resolve_steps
 from sweep.schema import PF_DAY, InputError
 from sweep.spec import PlannedRun, RunSpec
@@ -224,6 +234,31 @@ def test_plans_are_written_and_read_back(tmp_path: Path) -> None:
     assert read_plan(path) == runs
     assert json.loads(path.read_text().splitlines()[0])["run_id"] == runs[0].run_id
     assert list(path.parent.iterdir()) == [path]  # nothing half-written is left
+
+
+def test_a_run_is_read_by_the_offset_of_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "plan.jsonl"
+    runs = plan_sweep(compose("sweep", ["experiment=smoke"]))
+    write_plan(path, runs)
+    offsets = plan_offsets(path)
+    assert list(offsets) == [run.run_id for run in runs]
+    assert [read_run(path, offset, run_id) for run_id, offset in offsets.items()] == runs
+    first, second, *_ = offsets
+    with pytest.raises(InputError, match=f"byte {offsets[second]}: run {second} instead of {first}"):
+        read_run(path, offsets[second], first)
+    for inside in (offsets[second] + 1, 10**9):
+        with pytest.raises(InputError, match=f"byte {inside} is not JSON of a run"):
+            read_run(path, inside, second)
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(InputError, match="was edited"):
+        [read_run(path, offset, run_id) for run_id, offset in offsets.items()]
+    path.write_text("[]\n")
+    with pytest.raises(InputError, match="byte 0 is not JSON of a run"):
+        read_run(path, 0, first)
+    with pytest.raises(InputError, match=r"plan.jsonl:1 does not start with a run_id"):
+        plan_offsets(path)
+    with pytest.raises(InputError, match="no plan at"):
+        plan_offsets(tmp_path / "none.jsonl")
 
 
 def test_damaged_plans_are_refused(tmp_path: Path) -> None:
