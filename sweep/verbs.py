@@ -69,7 +69,7 @@ def plan(argv: list[str]) -> int:
     config = _composed(options)
     if config is None:
         return 0
-    from sweep.config import read_config
+    from sweep.config import SlurmLauncher, read_config
     from sweep.estimate import plan_workers
     from sweep.plan import duration, plan_sweep, plan_table, plan_totals
 
@@ -81,7 +81,10 @@ def plan(argv: list[str]) -> int:
         measure(runs, devices(config["launcher"]["device"])[0], report=lambda line: print(line, file=sys.stderr))
         runs = plan_sweep(config)
     launcher = read_config(config).launcher
-    workers = plan_workers(launcher.device, launcher.threads) if launcher.workers == "auto" else launcher.workers
+    if isinstance(launcher, SlurmLauncher):
+        workers = launcher.parallel
+    else:
+        workers = plan_workers(launcher.device, launcher.threads) if launcher.workers == "auto" else launcher.workers
     totals = plan_totals(runs, workers)
     if options.json:
         _write_json(options.json, {"runs": [run.to_dict() for run in runs], "totals": totals})
@@ -107,20 +110,23 @@ def sweep(argv: list[str]) -> int:
     config = _composed(options)
     if config is None:
         return 0
-    from sweep.config import read_config
+    from sweep.config import SlurmLauncher, read_config
     from sweep.launch.freeze import freeze
     from sweep.launch.local import devices, launch
     from sweep.lease import hold
     from sweep.plan import plan_sweep
 
     typed = read_config(config)
+    launcher = typed.launcher
+    if isinstance(launcher, SlurmLauncher):
+        raise InputError("launcher=slurm can be planned, but not yet submitted")
     # What torch finds, not what the files of a driver suggest, decides the micro-batches.
-    config["launcher"]["device"] = devices(typed.launcher.device)[0].partition(":")[0]
+    config["launcher"]["device"] = devices(launcher.device)[0].partition(":")[0]
     runs = plan_sweep(config)
     sweep_dir = Path(config["sweep_dir"]).expanduser()
     with hold(sweep_dir, "sweep"):
         frozen = freeze(sweep_dir, runs, progress=sys.stdout.isatty())
-        outcome = launch(frozen, typed.launcher, typed.tracking)
+        outcome = launch(frozen, launcher, typed.tracking)
     counts = ", ".join(f"{count} {status}" for status, count in outcome.statuses.items())
     print(f"{sweep_dir}: {counts}")
     if outcome.stopped:
