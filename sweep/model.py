@@ -1,18 +1,19 @@
-"""The two model families as transformers builds them: names, shapes, initial values, and the Hugging Face format.
+"""The two model families: names, shapes and initial values of their parameters, and the Hugging Face format.
 
-Training itself runs on `sweep.forward`, which computes the same logits from the same parameters.
+Names and shapes are those of transformers, which is imported for the Hugging Face format only: training runs on
+`sweep.forward`, and importing transformers takes longer than many a run's first hundred steps.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sweep.accounting import count_params
 from sweep.schema import InputError
 from sweep.spec import ModelSpec
 
@@ -23,69 +24,73 @@ NORM_EPS = 1e-5
 ROPE_THETA = 10_000.0
 
 
-def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:
-    """A freshly initialised model on the CPU in float32: no dropout, no cache, SDPA attention.
+Shapes = dict[str, tuple[int, ...]]
 
-    The weights depend on `spec` and `seed` only (see `initialize`). Asserts that the head is tied (gpt2) or not
-    (llama) and that the parameters add up, component by component, to what `sweep.accounting` counts.
+
+def parameter_shapes(spec: ModelSpec) -> Shapes:
+    """Name and shape of every parameter, in the order of the transformers model's `named_parameters`.
+
+    GPT-2's matrices are [in, out], Llama's [out, in]. GPT-2's head is tied to the embedding, no parameter of its own.
     """
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(transformers_config(spec), attn_implementation="sdpa", dtype=torch.float32)
-    parameters = dict(model.named_parameters())
-    initialize(parameters, spec, seed)
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert tied == (spec.family == "gpt2"), f"{spec.family}: head and embedding are {'' if tied else 'not '}tied"
-    expected = count_params(spec)
-    for component, count in component_params(parameters).items():
-        assert count == getattr(expected, component), f"{component}: {count} parameters, accounting says {expected}"
-    assert model.num_parameters() == expected.total, f"{model.num_parameters()} parameters, accounting says {expected}"
-    return model
-
-
-def transformers_config(spec: ModelSpec) -> GPT2Config | LlamaConfig:
-    """The transformers config of `spec`. GELU is the tanh form that GPT-2 uses, as one kernel."""
-    from transformers import GPT2Config, LlamaConfig
-
+    d, vocab = spec.d_model, spec.vocab_size
     if spec.family == "gpt2":
-        return GPT2Config(
-            vocab_size=spec.vocab_size,
-            n_positions=spec.n_ctx,
-            n_embd=spec.d_model,
-            n_layer=spec.n_layer,
-            n_head=spec.n_head,
-            n_inner=spec.d_ff,
-            activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            layer_norm_epsilon=NORM_EPS,
-            use_cache=False,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    config = LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.d_model,
-        intermediate_size=spec.d_ff,
-        num_hidden_layers=spec.n_layer,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=spec.d_head,
-        max_position_embeddings=spec.n_ctx,
-        rms_norm_eps=NORM_EPS,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        tie_word_embeddings=False,
-        attention_bias=False,
-        mlp_bias=False,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    # The constructor wants d_model to be a multiple of n_head, which the model itself does not need and some shapes of
-    # Hoffmann et al. 2022, Table A9, are not (d_model 2688 with 22 heads of 128).
-    config.num_attention_heads = config.num_key_value_heads = spec.n_head
-    return config
+        return {
+            "transformer.wte.weight": (vocab, d),
+            "transformer.wpe.weight": (spec.n_ctx, d),
+            **_numbered("transformer.h", spec.n_layer, _gpt2_layer(spec)),
+            "transformer.ln_f.weight": (d,),
+            "transformer.ln_f.bias": (d,),
+        }
+    return {
+        "model.embed_tokens.weight": (vocab, d),
+        **_numbered("model.layers", spec.n_layer, _llama_layer(spec)),
+        "model.norm.weight": (d,),
+        "lm_head.weight": (vocab, d),
+    }
+
+
+def _numbered(prefix: str, n_layer: int, layer: Shapes) -> Shapes:
+    return {f"{prefix}.{i}.{name}": shape for i in range(n_layer) for name, shape in layer.items()}
+
+
+def _gpt2_layer(spec: ModelSpec) -> Shapes:
+    d, d_ff = spec.d_model, spec.d_ff
+    return {
+        "ln_1.weight": (d,),
+        "ln_1.bias": (d,),
+        "attn.c_attn.weight": (d, 3 * d),
+        "attn.c_attn.bias": (3 * d,),
+        "attn.c_proj.weight": (d, d),
+        "attn.c_proj.bias": (d,),
+        "ln_2.weight": (d,),
+        "ln_2.bias": (d,),
+        "mlp.c_fc.weight": (d, d_ff),
+        "mlp.c_fc.bias": (d_ff,),
+        "mlp.c_proj.weight": (d_ff, d),
+        "mlp.c_proj.bias": (d,),
+    }
+
+
+def _llama_layer(spec: ModelSpec) -> Shapes:
+    d, d_attn, d_ff = spec.d_model, spec.n_head * spec.d_head, spec.d_ff
+    return {
+        "self_attn.q_proj.weight": (d_attn, d),
+        "self_attn.k_proj.weight": (d_attn, d),
+        "self_attn.v_proj.weight": (d_attn, d),
+        "self_attn.o_proj.weight": (d, d_attn),
+        "mlp.gate_proj.weight": (d_ff, d),
+        "mlp.up_proj.weight": (d_ff, d),
+        "mlp.down_proj.weight": (d, d_ff),
+        "input_layernorm.weight": (d,),
+        "post_attention_layernorm.weight": (d,),
+    }
+
+
+def initial_parameters(spec: ModelSpec, seed: int) -> dict[str, Tensor]:
+    """The parameters of a fresh model, float32 on the CPU, by `parameter_shapes` and `initialize`."""
+    parameters = {name: torch.empty(shape) for name, shape in parameter_shapes(spec).items()}
+    initialize(parameters, spec, seed)
+    return parameters
 
 
 def component_params(parameters: dict[str, Tensor]) -> dict[str, int]:
@@ -137,9 +142,66 @@ def init_std(name: str, shape: torch.Size, spec: ModelSpec) -> float:
     return float(fan_in) ** -0.5 / (math.sqrt(2 * spec.n_layer) if writes else 1.0)
 
 
-def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:
-    """Write `weights` (by the names of `build_model`) in Hugging Face format to the folder `path`. Raises InputError
-    for a shape that transformers would refuse to load."""
+def transformers_config(spec: ModelSpec) -> GPT2Config | LlamaConfig:
+    """The transformers config of `spec`. GELU is the tanh form that GPT-2 uses, as one kernel."""
+    from transformers import GPT2Config, LlamaConfig
+
+    if spec.family == "gpt2":
+        return GPT2Config(
+            vocab_size=spec.vocab_size,
+            n_positions=spec.n_ctx,
+            n_embd=spec.d_model,
+            n_layer=spec.n_layer,
+            n_head=spec.n_head,
+            n_inner=spec.d_ff,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            layer_norm_epsilon=NORM_EPS,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    config = LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.d_model,
+        intermediate_size=spec.d_ff,
+        num_hidden_layers=spec.n_layer,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=spec.d_head,
+        max_position_embeddings=spec.n_ctx,
+        rms_norm_eps=NORM_EPS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        tie_word_embeddings=False,
+        attention_bias=False,
+        mlp_bias=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    # The constructor wants d_model to be a multiple of n_head, which the model itself does not need and some shapes of
+    # Hoffmann et al. 2022, Table A9, are not (d_model 2688 with 22 heads of 128).
+    config.num_attention_heads = config.num_key_value_heads = spec.n_head
+    return config
+
+
+def transformers_model(spec: ModelSpec, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The model of transformers that holds copies of `weights` (by `parameter_shapes`): on the CPU in float32, no
+    dropout, no cache, SDPA attention."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(transformers_config(spec), attn_implementation="sdpa", dtype=torch.float32)
+    missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+    assert not unexpected, unexpected
+    assert missing == (["lm_head.weight"] if spec.family == "gpt2" else []), missing  # tied, or its own
+    return model
+
+
+def save_model(spec: ModelSpec, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write `weights` (by `parameter_shapes`) in Hugging Face format to the folder `path`. Raises InputError for a
+    shape that transformers would refuse to load."""
     if spec.d_model % spec.n_head:
         raise InputError(
             f"a model with d_model {spec.d_model} and {spec.n_head} heads cannot be saved: transformers loads only "
@@ -147,11 +209,7 @@ def save_model(spec: ModelSpec, weights: dict[str, Tensor], path: Path) -> None:
         )
     from transformers.utils import logging as transformers_logging
 
-    model = build_model(spec, seed=0)
-    found = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-    missing, unexpected = model.load_state_dict(found, strict=False)  # a tied head is no parameter of its own
-    assert not unexpected, unexpected
-    assert missing == (["lm_head.weight"] if spec.family == "gpt2" else []), missing
+    model = transformers_model(spec, weights)
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -20,7 +20,7 @@ from sweep.corpus import Corpus
 from sweep.device import autocast
 from sweep.evaluate import evaluate
 from sweep.forward import Forward, Weights, forward_function, summed_loss
-from sweep.model import build_model
+from sweep.model import initial_parameters
 from sweep.optimizer import FlatWeights, clip, make_optimizer, optimizer_tensors, restore_optimizer
 from sweep.record import STEP_SERIES
 from sweep.schedule import average_coefficient, learning_rate
@@ -40,7 +40,7 @@ class Run:
         """A run at step 0, on `device`."""
         spec = planned.spec
         self.spec, self.execution, self.device = spec, planned.execution, device
-        self.flat = FlatWeights(dict(build_model(spec.model, spec.seed).named_parameters()), device)
+        self.flat = FlatWeights(initial_parameters(spec.model, spec.seed), device)
         self.average = self.flat.values.clone() if spec.weight_average else None
         self.optimizer = make_optimizer(spec.optimizer, self.flat)
         self.forward = forward_function(spec.model, device)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sweep.batches import test_sequences
 from sweep.evaluate import evaluate, evaluation_steps
 from sweep.forward import forward_function
-from sweep.model import build_model
+from sweep.model import initial_parameters
 from sweep.spec import Execution
 
 
@@ -45,7 +45,7 @@ def test_evaluation_ends_with_the_last_step_and_is_denser_there(plan_tiny, steps
 def test_loss_and_error_over_the_whole_test_set(plan_tiny, tiny_corpus) -> None:
     model = plan_tiny(n_ctx=128).spec.model
     sequences = torch.from_numpy(test_sequences(tiny_corpus.test, 128, 128 * 37))  # the last batch is not full
-    weights = dict(build_model(model, 0).named_parameters())
+    weights = initial_parameters(model, 0)
     forward = forward_function(model)
     loss, error = evaluate(forward, weights, sequences, model, nullcontext())
     with torch.no_grad():

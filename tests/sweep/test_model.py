@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sweep.accounting import count_params
 from sweep.forward import forward_function, summed_loss, token_losses
-from sweep.model import build_model, component_params, save_model
+from sweep.model import (
+    component_params,
+    initial_parameters,
+    initialize,
+    parameter_shapes,
+    save_model,
+    transformers_config,
+    transformers_model,
+)
 from sweep.schema import InputError
 from sweep.spec import ModelSpec
 
@@ -21,25 +32,58 @@ both = pytest.mark.parametrize("spec", [GPT2, LLAMA], ids=["gpt2", "llama"])
 every = pytest.mark.parametrize("spec", [GPT2, LLAMA, ODD], ids=["gpt2", "llama", "heads that do not divide the width"])
 
 
+def theirs(spec: ModelSpec) -> PreTrainedModel:
+    """The model as transformers makes it, with transformers' own initial values."""
+    return AutoModelForCausalLM.from_config(transformers_config(spec), attn_implementation="sdpa")
+
+
+@every
+def test_names_shapes_and_order_are_those_of_transformers(spec: ModelSpec) -> None:
+    expected = [(name, tuple(parameter.shape)) for name, parameter in theirs(spec).named_parameters()]
+    assert list(parameter_shapes(spec).items()) == expected
+
+
+@every
+def test_initial_values_are_those_drawn_into_the_parameters_of_transformers(spec: ModelSpec) -> None:
+    drawn = dict(theirs(spec).named_parameters())
+    initialize(drawn, spec, seed=3)
+    ours = initial_parameters(spec, seed=3)
+    assert list(ours) == list(drawn)
+    for name, value in ours.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, drawn[name]), name
+
+
 @every
 def test_counts_are_the_models_own(spec: ModelSpec) -> None:
-    model = build_model(spec, seed=0)
     params = count_params(spec)
-    assert params.total == sum(p.numel() for p in model.parameters())
-    for component, count in component_params(dict(model.named_parameters())).items():
+    assert params.total == theirs(spec).num_parameters()
+    for component, count in component_params(initial_parameters(spec, seed=0)).items():
         assert count == getattr(params, component)
 
 
 def test_head_is_tied_for_gpt2_only() -> None:
-    gpt2, llama = build_model(GPT2, 0), build_model(LLAMA, 0)
+    gpt2, llama = (transformers_model(spec, initial_parameters(spec, 0)) for spec in (GPT2, LLAMA))
     assert gpt2.lm_head.weight is gpt2.transformer.wte.weight
     assert llama.lm_head.weight is not llama.model.embed_tokens.weight
     assert not torch.equal(llama.lm_head.weight, llama.model.embed_tokens.weight)
 
 
+def test_training_needs_no_transformers() -> None:
+    code = """
+import sys
+import sweep.train
+from sweep.model import initial_parameters
+from sweep.spec import ModelSpec
+initial_parameters(ModelSpec("llama", 1, 8, 1, 8, 24, 16, 61), 0)
+sys.exit("transformers" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @both
 def test_initial_values_depend_on_the_seed_only(spec: ModelSpec) -> None:
-    first, again, other = (dict(build_model(spec, seed).named_parameters()) for seed in (3, 3, 4))
+    first, again, other = (initial_parameters(spec, seed) for seed in (3, 3, 4))
     torch.rand(7)  # the global generator must not matter
     for name, value in first.items():
         assert torch.equal(value, again[name])
@@ -48,7 +92,7 @@ def test_initial_values_depend_on_the_seed_only(spec: ModelSpec) -> None:
 
 @every
 def test_forward_has_the_logits_and_gradients_of_transformers(spec: ModelSpec) -> None:
-    model = build_model(spec, seed=1)
+    model = transformers_model(spec, initial_parameters(spec, seed=1))
     with torch.no_grad():  # biases and norms that matter, weights far from their initial scale
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.1)
@@ -79,7 +123,7 @@ def test_summed_loss_has_the_value_and_gradient_of_torchs() -> None:
 
 @both
 def test_no_position_sees_later_tokens(spec: ModelSpec) -> None:
-    weights = dict(build_model(spec, seed=1).named_parameters())
+    weights = initial_parameters(spec, seed=1)
     tokens = torch.randint(0, spec.vocab_size, (1, spec.n_ctx), generator=torch.Generator().manual_seed(2))
     changed = tokens.clone()
     changed[0, 10:] = (changed[0, 10:] + 1) % spec.vocab_size
@@ -91,7 +135,7 @@ def test_no_position_sees_later_tokens(spec: ModelSpec) -> None:
 
 @both
 def test_first_loss_is_near_that_of_a_uniform_guess(spec: ModelSpec) -> None:
-    weights = dict(build_model(spec, seed=0).named_parameters())
+    weights = initial_parameters(spec, seed=0)
     tokens = torch.randint(0, spec.vocab_size, (32, spec.n_ctx + 1), generator=torch.Generator().manual_seed(2))
     loss = token_losses(forward_function(spec)(weights, tokens[:, :-1]), tokens[:, 1:].reshape(-1)).mean()
     assert abs(loss.item() - math.log(spec.vocab_size)) < 0.8
@@ -99,9 +143,7 @@ def test_first_loss_is_near_that_of_a_uniform_guess(spec: ModelSpec) -> None:
 
 @both
 def test_saved_model_loads_with_transformers_and_has_the_same_logits(spec: ModelSpec, tmp_path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    weights = {name: p.detach() + 0.05 for name, p in build_model(spec, seed=1).named_parameters()}
+    weights = {name: p + 0.05 for name, p in initial_parameters(spec, seed=1).items()}
     save_model(spec, weights, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens = torch.randint(0, spec.vocab_size, (2, spec.n_ctx), generator=torch.Generator().manual_seed(2))
@@ -113,4 +155,4 @@ def test_saved_model_loads_with_transformers_and_has_the_same_logits(spec: Model
 
 def test_shape_that_transformers_cannot_load_is_not_saved(tmp_path) -> None:
     with pytest.raises(InputError, match="multiple of n_head"):
-        save_model(ODD, dict(build_model(ODD, 0).named_parameters()), tmp_path)
+        save_model(ODD, initial_parameters(ODD, 0), tmp_path)
