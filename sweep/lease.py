@@ -160,6 +160,12 @@ def is_held(directory: Path, now: Callable[[], float] = time.time) -> bool:
     return abs(now() - touched / 1e9) < STALE_SECONDS if alive is None else alive
 
 
+def last_claim(directory: Path) -> Claim | None:
+    """The claim of whoever took the last lease of `directory`; None where they had none, or nobody took it."""
+    holder, _ = _read(directory, newest_number(directory))
+    return holder.claim if isinstance(holder, Holder) else None
+
+
 def newest_number(directory: Path) -> int:
     """The number of the last lease that was taken of `directory`; 0 where there was none."""
     try:
