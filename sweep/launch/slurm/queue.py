@@ -16,8 +16,8 @@ from pathlib import Path
 from sweep.launch.slurm.submission import Submission, newest_elements, read_submissions
 from sweep.schema import InputError
 
-ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
-                   "REVOKED", "TIMEOUT"})  # fmt: skip
+ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+                   "PREEMPTED", "REVOKED", "TIMEOUT"})  # fmt: skip
 IDS_PER_CALL = 1000  # array ids on one command line
 ANSWER_SECONDS = 60
 _SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r")
