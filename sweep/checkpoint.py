@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sweep.lease import Lease
 from sweep.record import write_atomic
 
 KEPT = 2
@@ -23,7 +24,7 @@ CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], lease: Lease | None = None) -> None:
     """Write the checkpoint of `step` to `folder` and remove all but the newest two."""
     from safetensors.torch import save_file
 

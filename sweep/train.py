@@ -24,12 +24,14 @@ from sweep.batches import Sequences, check_epochs
 from sweep.corpus import Corpus
 from sweep.device import device_name, numerics, peak_flops
 from sweep.evaluate import evaluation_steps
+from sweep.lease import Lease
 from sweep.manifest import describe
 from sweep.model import save_model
 from sweep.record import RunRecord
 from sweep.run import BLOCK_STEPS, Run
 from sweep.schema import CHECKPOINT_DIR, InputError
 from sweep.spec import PlannedRun
+from sweep.world import SINGLE, World
 
 BLOCK_TOKENS = 2**20  # tokens read from the corpus at once
 
@@ -42,6 +44,8 @@ def train_run(
     corpus: Corpus,
     device: str,
     on_evaluation: OnEvaluation | None = None,
+    lease: Lease | None = None,
+    world: World = SINGLE,
 ) -> str:
     """Train `planned` in `run_dir`, going on from its newest checkpoint; returns the status it ends in.
 
