@@ -7,13 +7,12 @@ and an array element that is cancelled before it starts never gets into them.)
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweep.launch.slurm.submission import Submission, newest_elements, read_submissions
+from sweep.launch.slurm.submission import Element, Submission, read_submissions
 from sweep.schema import InputError
 
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -23,7 +22,6 @@ ANSWER_SECONDS = 60
 _SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r")
 _SACCT = ("sacct", "--allocations", "--duplicates", "--parsable2", "--noheader",
           "--format=JobID,State,Submit,NodeList,ExitCode")  # fmt: skip
-_JOB_ID = re.compile(r"\d+(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,22 @@ class Queue:
 def live_elements(sweep_dir: Path) -> set[str]:
     """Ids of the jobs ever submitted for the sweep that SLURM still has, as the submissions write them (123 or 123_4).
     Raises InputError where SLURM does not answer."""
-    return ask(job_ids(read_submissions(sweep_dir))).live()
+    return ask(all_elements(read_submissions(sweep_dir))).live()
 
 
-def job_ids(submissions: list[Submission]) -> set[str]:
-    """Ids of all jobs and array elements of `submissions`."""
-    return {element.job_id for one in submissions for element in one.elements}
+def all_elements(submissions: list[Submission]) -> Iterator[Element]:
+    """Every job and array element of `submissions`."""
+    return (element for one in submissions for element in one.elements)
 
 
-def latest_jobs(submissions: list[Submission]) -> dict[str, str]:
-    """run_id -> id of the job that was submitted last for it."""
-    return {run_id: element.job_id for run_id, element in newest_elements(submissions)}
-
-
-def ask(jobs: Iterable[str]) -> Queue:
-    """The states of `jobs`. Asks SLURM nothing where there are none; raises InputError for what is no job's id."""
-    wanted = set(jobs)
-    arrays = sorted({array_id(job_id) for job_id in wanted}, key=int)
-    if not arrays:
+def ask(elements: Iterable[Element]) -> Queue:
+    """The states of `elements`. Asks SLURM nothing where there are none."""
+    arrays: set[str] = set()
+    wanted = set()
+    for element in elements:
+        arrays.add(element.array_id)
+        wanted.add(element.job_id)
+    if not wanted:
         return Queue()
     ended: dict[str, JobState] = {}
     try:
@@ -85,13 +81,6 @@ def ask(jobs: Iterable[str]) -> Queue:
         return Queue({job_id: state for job_id, state in ended.items() if job_id in wanted}, str(silent))
     live = {job_id: state for job_id, state in queued.items() if state.live}
     return Queue({job_id: state for job_id, state in (queued | ended | live).items() if job_id in wanted})
-
-
-def array_id(job_id: str) -> str:
-    """The job id without the index of an array element. Raises InputError where `job_id` is none."""
-    if not _JOB_ID.fullmatch(job_id):
-        raise InputError(f"{job_id!r} is no SLURM job id; a file in the sweep's slurm folder was edited, restore it")
-    return job_id.partition("_")[0]
 
 
 def parse_squeue(text: str) -> dict[str, JobState]:
@@ -133,7 +122,7 @@ class _Silent(Exception):
     """A command of SLURM is absent or does not answer; the message says so."""
 
 
-def _queued(arrays: list[str]) -> dict[str, JobState]:
+def _queued(arrays: Iterable[str]) -> dict[str, JobState]:
     found: dict[str, JobState] = {}
     for ids in _chunks(arrays):
         try:
@@ -144,7 +133,7 @@ def _queued(arrays: list[str]) -> dict[str, JobState]:
     return found
 
 
-def _accounts(arrays: list[str]) -> dict[str, JobState]:
+def _accounts(arrays: Iterable[str]) -> dict[str, JobState]:
     found: dict[str, JobState] = {}
     try:
         for ids in _chunks(arrays):
@@ -154,7 +143,8 @@ def _accounts(arrays: list[str]) -> dict[str, JobState]:
     return found
 
 
-def _chunks(ids: list[str]) -> Iterator[str]:
+def _chunks(arrays: Iterable[str]) -> Iterator[str]:
+    ids = sorted(arrays, key=int)
     for start in range(0, len(ids), IDS_PER_CALL):
         yield ",".join(ids[start : start + IDS_PER_CALL])
 

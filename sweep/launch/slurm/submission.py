@@ -10,6 +10,7 @@ The number NNNN orders submissions: an attempt of a later one supersedes an atte
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from sweep.schema import InputError
 from sweep.spec import build
 
 FOLDER = "slurm"  # in the sweep directory
+STOPPED_FILE = "stopped.json"  # in FOLDER: {"reason", "when"}; jobs that see it end without training
+CANCEL_FILE = "cancel"  # in a run directory: this run is not to be trained until somebody asks for it again
+
+_JOB_ID = re.compile(r"\d+(_\d+)?")
+_RUN_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,18 @@ class Element:
     job_id: str  # as SLURM writes it: 123, or 123_4 for element 4 of array 123
     run_ids: tuple[str, ...]
     seconds: float  # estimated for all of them
+
+    def __post_init__(self) -> None:
+        if not _JOB_ID.fullmatch(self.job_id):
+            raise InputError(f"{self.job_id!r} is no SLURM job id")
+        for run_id in self.run_ids:
+            if not _RUN_ID.fullmatch(run_id):
+                raise InputError(f"{run_id!r} is no run_id")
+
+    @property
+    def array_id(self) -> str:
+        """The job id without the index of an array element."""
+        return self.job_id.partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -83,3 +101,13 @@ def newest_elements(submissions: list[Submission]) -> Iterator[tuple[str, Elemen
     """Every run that was ever submitted with the element that was submitted last for it."""
     latest = {run_id: element for one in submissions for element in one.elements for run_id in element.run_ids}
     yield from latest.items()
+
+
+def elements_of_runs(submissions: list[Submission]) -> dict[str, list[Element]]:
+    """Every run that was ever submitted with the elements submitted for it, the oldest first."""
+    found: dict[str, list[Element]] = {}
+    for one in submissions:
+        for element in one.elements:
+            for run_id in element.run_ids:
+                found.setdefault(run_id, []).append(element)
+    return found

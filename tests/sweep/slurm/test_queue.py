@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from sweep.launch.slurm import queue
 from sweep.launch.slurm.queue import JobState, Queue, ask, expand, live_elements, parse_sacct, parse_squeue
-from sweep.launch.slurm.submission import Element, Submission, write_submission
+from sweep.launch.slurm.submission import Element, Submission, read_submissions, write_submission
 from sweep.schema import InputError
 
 # An array of 6 with two at a time, whose last element was cancelled before it started; a job that was requeued, one
@@ -61,11 +62,15 @@ def command(folder: Path, name: str, prints: str, code: int = 0) -> None:
     (folder / name).chmod(0o755)
 
 
+def elements(*job_ids: str) -> list[Element]:
+    """One element of one run for each job."""
+    return [Element(job_id, (f"{number:016x}",), 60.0) for number, job_id in enumerate(job_ids)]
+
+
 def submitted(sweep_dir: Path, *job_ids: str) -> None:
     """A submission of one run a job."""
-    elements = tuple(Element(job_id, (f"{number:016x}",), 60.0) for number, job_id in enumerate(job_ids))
     (sweep_dir / "slurm").mkdir(parents=True)
-    write_submission(sweep_dir, Submission(1, "2026-11-22T10:32:28", (), elements, 2, {}, {}))
+    write_submission(sweep_dir, Submission(1, "2026-11-22T10:32:28", (), tuple(elements(*job_ids)), 2, {}, {}))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_of_a_requeued_job_the_last_account_counts() -> None:
 def test_squeue_overrules_accounts_that_lag(slurm: Path) -> None:
     command(slurm, "squeue", SQUEUE)
     command(slurm, "sacct", SACCT)
-    answer = ask(JOBS)
+    answer = ask(elements(*JOBS))
     assert answer.live() == {*ELEMENTS[:5], "14255902", "14255904"}
     assert answer.states["14255904"].state == "PENDING"  # though its account says NODE_FAIL
     assert "14255901_5" not in answer.states  # though its account says PENDING
@@ -125,16 +130,16 @@ def test_squeue_overrules_accounts_that_lag(slurm: Path) -> None:
 
 def test_a_cluster_without_accounts(slurm: Path) -> None:
     command(slurm, "squeue", SQUEUE)
-    assert ask(JOBS).states["14255905"] == JobState("FAILED", "node4", "NonZeroExitCode")
+    assert ask(elements(*JOBS)).states["14255905"] == JobState("FAILED", "node4", "NonZeroExitCode")
     command(slurm, "sacct", "Slurm accounting storage is disabled\n", code=1)
-    assert ask(JOBS).live() == {*ELEMENTS[:5], "14255902", "14255904"}
+    assert ask(elements(*JOBS)).live() == {*ELEMENTS[:5], "14255902", "14255904"}
 
 
 def test_a_job_that_squeue_has_forgotten_is_not_live(slurm: Path) -> None:
     command(slurm, "squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1)
-    assert ask(["99"]) == Queue()
+    assert ask(elements("99")) == Queue()
     command(slurm, "sacct", "99|TIMEOUT|2026-11-22T10:32:28|node2|0:0\n")
-    assert ask(["99"]).states == {"99": JobState("TIMEOUT", "node2")}
+    assert ask(elements("99")).states == {"99": JobState("TIMEOUT", "node2")}
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -143,7 +148,7 @@ def test_where_slurm_does_not_answer_nothing_counts_as_ended(slurm: Path, tmp_pa
         command(slurm, "squeue", "slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
     submitted(tmp_path, "99")
     says = "Unable to contact slurm controller" if there else "squeue is not found on this machine"
-    assert says in (ask(["99"]).problem or "")
+    assert says in (ask(elements("99")).problem or "")
     with pytest.raises(InputError, match=says):
         live_elements(tmp_path)
 
@@ -160,18 +165,31 @@ def test_very_many_jobs_fit_their_command_lines(slurm: Path, monkeypatch: pytest
     (slurm / "squeue").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
     (slurm / "squeue").chmod(0o755)
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    assert ask(f"{array}_{index}" for array in (7, 8) for index in range(20_000)).live() == set()
+    assert ask(elements(*(f"{array}_{index}" for array in (7, 8) for index in range(20_000)))).live() == set()
     assert log.read_text().count("\n") == 1
     assert log.read_text().endswith("--jobs=7,8\n")
-    ask(str(number) for number in range(100_000, 150_000))
+    ask(elements(*map(str, range(100_000, 150_000))))
     assert max(len(line) for line in log.read_text().splitlines()) < 20_000
 
 
-def test_what_is_no_job_id_never_reaches_a_command_line(slurm: Path) -> None:
-    command(slurm, "squeue", SQUEUE)
-    for job_id in ("--help", "1;rm", "1 2", "123_", ""):
-        with pytest.raises(InputError, match="no SLURM job id"):
-            ask([job_id])
+@pytest.mark.parametrize("job_id", ["--help", "1;rm", "1 2", "123_", ""])
+def test_what_is_no_job_id_never_reaches_a_command_line(job_id: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no SLURM job id"):
+        elements(job_id)
+    submitted(tmp_path, "99")
+    file = tmp_path / "slurm" / "0001.json"
+    file.write_text(file.read_text().replace('"99"', json.dumps(job_id)))
+    with pytest.raises(InputError, match=r"0001\.json is damaged .*no SLURM job id"):
+        live_elements(tmp_path)
+
+
+@pytest.mark.parametrize("run_id", ["../../elsewhere", "/etc", "0123456789ABCDEF", "..", ""])
+def test_what_is_no_run_id_never_becomes_a_folder(run_id: str, tmp_path: Path) -> None:
+    submitted(tmp_path, "99")
+    file = tmp_path / "slurm" / "0001.json"
+    file.write_text(file.read_text().replace(f"{0:016x}", run_id))
+    with pytest.raises(InputError, match="is no run_id"):
+        read_submissions(tmp_path)
 
 
 def test_the_habits_of_a_user_do_not_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
