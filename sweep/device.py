@@ -9,20 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from sweep.estimate import NAMED, PEAK
 from sweep.schema import InputError
 from sweep.spec import Execution
-
-# Dense matrix FLOP/s by part of the device's name; NVIDIA data sheets of A100, H100 and H200 (SXM forms).
-PEAK_FLOPS = {
-    "A100": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-    "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
-    "H200": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
-}
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Matrix FLOP/s that the device reaches at most, or None where no data sheet is known (every CPU)."""
-    return next((peaks[precision] for part, peaks in PEAK_FLOPS.items() if part in device_name), None)
+    return next((PEAK[kind][precision] for kind in NAMED if kind.upper() in device_name), None)
 
 
 def device_name(device: str) -> str:

@@ -1,4 +1,7 @@
-"""How long a run will take: from a cached measurement of its shape on this machine, else from a stated assumption."""
+"""How long a run will take: from a cached measurement of its shape on this machine, else from a stated assumption.
+
+The machine may be another than this one: runs planned on a login node are trained on a cluster's nodes.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,85 @@ import contextlib
 import json
 import math
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from sweep.accounting import count_flops
 from sweep.cache import cache_dir
+from sweep.config import LocalLauncher, SlurmLauncher
+from sweep.schema import InputError
 from sweep.spec import PlannedRun
 
-# Small models on a CPU are bound by calls and memory, not by arithmetic, hence times a pass and a token too.
-RATE = {"cpu": 50e9, "cuda": 50e12}  # FLOP/s of one thread, of one GPU
+# Dense peak FLOP/s by precision; NVIDIA's data sheets of the SXM forms. A V100 has no bfloat16 or TF32 units. Where
+# the kind of GPU is not known, an A100 stands for it: most others of its time and later are between it and an H100.
+PEAK = {
+    "v100": {"bf16": 15.7e12, "tf32": 15.7e12, "fp32": 15.7e12},
+    "a100": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "h100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "h200": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
+}
+NAMED = tuple(PEAK)
+PEAK["gpu"] = PEAK["a100"]
+# Of the peak. Plain torch without fused kernels reaches 0.3 to 0.5 on matrices of 1,000 and more; less is the safe side
+# of a time limit.
+USEFUL = 0.3
+CPU_RATE = 50e9  # FLOP/s of one thread
+# Small models are bound by calls and memory, not by arithmetic, hence times a pass and a token too.
 PER_PASS = {"cpu": 0.5e-3, "cuda": 1.5e-3}  # seconds a layer
 PER_TOKEN = {"cpu": 1.3e-6, "cuda": 0.0}  # seconds a layer
-ASSUMPTION = (
-    "assumed: 50 GFLOP/s a CPU thread and, for every layer, 0.5 ms a pass and 1.3 us a token, or 50 TFLOP/s a GPU and "
-    "1.5 ms a pass and layer; isoloss plan --measure measures"
-)
 CUDA_MICRO_TOKENS = 65536  # assumed of a GPU, where the trainer takes what fits
 CURVE_DECADES = 2.5  # of tokens that the evaluations span
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs are planned for: the device that a launcher will train them on."""
+
+    device: str  # cpu or cuda
+    kind: str  # cpu, or a row of PEAK
+    ranks: int = 1  # processes that share a run
+    flops_per_s: float | None = None  # of one GPU or CPU thread, instead of the assumed
+    here: bool = True  # this one, so that measurements count
+
+    def flops_per_second(self, precision: str, threads: int) -> float:
+        """Useful FLOP/s of one rank with `threads` CPU threads."""
+        if self.device == "cpu":
+            return (self.flops_per_s or CPU_RATE) * threads
+        return self.flops_per_s or USEFUL * PEAK[self.kind][precision]
+
+    def assumption(self, precisions: set[str]) -> str:
+        """One line: what an estimate in these precisions rests on where nothing was measured."""
+        given = "given" if self.flops_per_s else "assumed"
+        if self.device == "cpu":
+            rate = f"{self.flops_per_second('', 1) / 1e9:.3g} GFLOP/s a CPU thread"
+            calls = "0.5 ms a pass and 1.3 us a token"
+        else:
+            each = [f"{self.flops_per_second(name, 1) / 1e12:.3g} TFLOP/s in {name}" for name in sorted(precisions)]
+            rate, calls = f"{', '.join(each)} a GPU ({self.kind})", "1.5 ms a pass"
+        shared = f", over {self.ranks} ranks a run" if self.ranks > 1 else ""
+        better = "isoloss plan --measure measures" if self.here else "launcher.flops_per_s sets it"
+        return f"{given}: {rate} and, for every layer, {calls}{shared}; {better}"
+
+
+LOCAL_CPU = Machine("cpu", "cpu")
+
+
+def machine(launcher: LocalLauncher | SlurmLauncher) -> Machine:
+    """The machine that `launcher` trains on. Raises InputError where its kind of GPU is not known."""
+    if isinstance(launcher, LocalLauncher):
+        device = plan_device(launcher.device)
+        return Machine(device, "cpu" if device == "cpu" else "gpu")
+    device = launcher.device if launcher.device != "auto" else "cuda" if launcher.gpus_per_run else "cpu"
+    if device == "cuda" and not launcher.gpus_per_run:
+        raise InputError("launcher.device=cuda needs launcher.gpus_per_run of at least 1")
+    if device == "cuda" and launcher.gpu_type not in PEAK:
+        raise InputError(
+            f"launcher.gpu_type {launcher.gpu_type!r} is none of {', '.join(PEAK)}; take gpu and set "
+            "launcher.flops_per_s"
+        )
+    kind = "cpu" if device == "cpu" else launcher.gpu_type
+    return Machine(device, kind, launcher.ranks_per_run, launcher.flops_per_s, here=False)
 
 
 def plan_device(device: str) -> str:
@@ -53,20 +118,20 @@ def available_cores() -> int:
     return cores
 
 
-def estimate_seconds(planned: PlannedRun, device: str, measurements: dict[str, float]) -> tuple[float, bool]:
-    """Seconds of training and evaluation on one worker, and whether they rest on one of the `measurements`."""
+def estimate_seconds(planned: PlannedRun, machine: Machine, measurements: dict[str, float]) -> tuple[float, bool]:
+    """Seconds of training and evaluation on `machine`, and whether they rest on one of the `measurements`."""
     spec = planned.spec
-    micro, per_step = passes(planned)
-    measured = measurements.get(measurement_key(planned, device)) if measurements else None
-    seconds = assumed_pass(planned, device) if measured is None else measured
+    micro, per_step = passes(planned, machine.ranks)
+    measured = measurements.get(measurement_key(planned, machine.device)) if measurements and machine.here else None
+    seconds = assumed_pass(planned, machine) if measured is None else measured
     # an evaluation runs forward only, a third of a pass
-    evaluated = evaluations(planned) * spec.data.test_tokens / (micro * spec.model.n_ctx) / 3
+    evaluated = evaluations(planned) * spec.data.test_tokens / (micro * spec.model.n_ctx) / 3 / machine.ranks
     return seconds * (spec.steps * per_step + evaluated), measured is not None
 
 
-def passes(planned: PlannedRun) -> tuple[int, int]:
-    """Sequences of one forward and backward pass, and passes an update."""
-    sequences = planned.spec.batch_sequences
+def passes(planned: PlannedRun, ranks: int = 1) -> tuple[int, int]:
+    """Sequences of one forward and backward pass, and passes an update, of each of `ranks` processes."""
+    sequences = math.ceil(planned.spec.batch_sequences / ranks)
     micro = planned.execution.micro_batch or max(1, CUDA_MICRO_TOKENS // planned.spec.model.n_ctx)
     micro = min(micro, sequences)
     return micro, math.ceil(sequences / micro)
@@ -80,12 +145,12 @@ def evaluations(planned: PlannedRun) -> float:
     )
 
 
-def assumed_pass(planned: PlannedRun, device: str) -> float:
-    """Seconds of one forward and backward pass by the stated assumption."""
+def assumed_pass(planned: PlannedRun, machine: Machine) -> float:
+    """Seconds of one forward and backward pass of one rank by the stated assumption."""
     model = planned.spec.model
-    rate = RATE[device] * (planned.execution.threads if device == "cpu" else 1)
-    tokens = passes(planned)[0] * model.n_ctx
-    calls = model.n_layer * (PER_PASS[device] + tokens * PER_TOKEN[device])
+    rate = machine.flops_per_second(planned.spec.precision, planned.execution.threads)
+    tokens = passes(planned, machine.ranks)[0] * model.n_ctx
+    calls = model.n_layer * (PER_PASS[machine.device] + tokens * PER_TOKEN[machine.device])
     return calls + count_flops(model).total * tokens / rate
 
 

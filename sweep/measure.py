@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.estimate import assumed_pass, measurement_key, passes, write_measurements
+from sweep.estimate import Machine, assumed_pass, measurement_key, passes, write_measurements
 from sweep.spec import PlannedRun
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ def measure(runs: Iterable[PlannedRun], device: str, report: Callable[[str], Non
     too slow to try here or too large for the memory are left out. `report` gets a line for each.
     """
     kind = device.partition(":")[0]
+    here = Machine(kind, "cpu" if kind == "cpu" else "gpu")
     todo = {measurement_key(run, kind): run for run in runs}
     measured: dict[str, float] = {}
     for key, run in todo.items():
         micro, _ = passes(run)
-        expected = assumed_pass(run, kind)
+        expected = assumed_pass(run, here)
         seconds = _time_pass(run, micro, device) if expected <= LONGEST_PASS else None
         if seconds is not None:
             measured[key] = seconds

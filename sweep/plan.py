@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sweep.accounting import count_params
 from sweep.config import Config, read_config, run_section
-from sweep.estimate import ASSUMPTION, estimate_seconds, plan_device, read_measurements
+from sweep.estimate import LOCAL_CPU, Machine, estimate_seconds, machine, read_measurements
 from sweep.grid import compile_where, expand
 from sweep.ladder import describe, micro_batch, resolve_model
 from sweep.resolve import resolve_optimizer, resolve_schedule, resolve_steps
@@ -31,14 +31,14 @@ def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
     Raises InputError, naming the cell, for what cannot be run, and where a block's filter leaves nothing.
     """
     typed = read_config(config)
-    device, measurements = plan_device(typed.launcher.device), read_measurements()
+    target, measurements = machine(typed.launcher), read_measurements()
     runs: dict[str, PlannedRun] = {}
     for name, block in typed.blocks.items():
         keep = None if block.where is None else compile_where(block.where, f"grid.blocks.{name}.where")
         kept = 0
         for cell in expand(name, block):
             try:
-                planned = _plan_run(typed, {**typed.run, **cell}, device, measurements)
+                planned = _plan_run(typed, {**typed.run, **cell}, target, measurements)
             except InputError as error:
                 said = ", ".join(f"{key}={value}" for key, value in cell.items() if value is not None)
                 raise InputError(f"{error}" + (f" (grid block {name}: {said})" if said else "")) from error
@@ -58,7 +58,7 @@ def plan_one(config: dict[str, Any]) -> PlannedRun:
     return runs[0]
 
 
-def _plan_run(config: Config, run: dict[str, Any], device: str, measurements: dict[str, float]) -> PlannedRun:
+def _plan_run(config: Config, run: dict[str, Any], target: Machine, measurements: dict[str, float]) -> PlannedRun:
     scalars = run_section("", run)
     model = resolve_model(run_section("model", run), config.data.vocab_size)
     params = count_params(model).params
@@ -74,8 +74,8 @@ def _plan_run(config: Config, run: dict[str, Any], device: str, measurements: di
         seed=scalars.seed,
         weight_average=scalars.weight_average,
     )
-    planned = PlannedRun(spec, config.source, _execution(config.execution, spec, device))
-    seconds, measured = estimate_seconds(planned, device, measurements)
+    planned = PlannedRun(spec, config.source, _execution(config.execution, spec, target.device))
+    seconds, measured = estimate_seconds(planned, target, measurements)
     costs = {
         "params": float(params),
         "tokens": float(spec.tokens),
@@ -184,16 +184,18 @@ def _parse(line: bytes, where: str) -> PlannedRun:
         raise InputError(f"{where}: {error}") from error
 
 
-def plan_totals(runs: list[PlannedRun], workers: int = 1) -> dict[str, Any]:
-    """Totals of a plan: runs, tokens, FLOPs, PF-days, worker-seconds, wall seconds on `workers`, and what the time
-    rests on."""
+def plan_totals(runs: list[PlannedRun], workers: int = 1, target: Machine = LOCAL_CPU) -> dict[str, Any]:
+    """Totals of a plan for `target`: runs, tokens, FLOPs, PF-days, worker-seconds, wall seconds on `workers`, and what
+    the time rests on."""
     seconds = sum(run.costs["seconds"] for run in runs)
     longest = max((run.costs["seconds"] for run in runs), default=0.0)
     flops = sum(run.costs["flops"] for run in runs)
     measured = sum(bool(run.costs["measured"]) for run in runs)
-    basis = "measured on this machine" if runs and measured == len(runs) else ASSUMPTION
+    basis = "measured on this machine"
+    if not runs or measured < len(runs):
+        basis = target.assumption({run.spec.precision for run in runs})
     if 0 < measured < len(runs):
-        basis = f"{measured} of {len(runs)} runs measured on this machine, the others {ASSUMPTION}"
+        basis = f"{measured} of {len(runs)} runs measured on this machine, the others {basis}"
     return {
         "runs": len(runs),
         "tokens": sum(run.costs["tokens"] for run in runs),

@@ -70,10 +70,12 @@ def plan(argv: list[str]) -> int:
     if config is None:
         return 0
     from sweep.config import SlurmLauncher, read_config
-    from sweep.estimate import plan_workers
+    from sweep.estimate import machine, plan_workers
     from sweep.plan import duration, plan_sweep, plan_table, plan_totals
 
     runs = plan_sweep(config)
+    if options.measure and config["launcher"]["name"] == "slurm":
+        raise InputError("--measure times this machine, not the cluster's nodes; set launcher.flops_per_s instead")
     if options.measure:
         from sweep.launch.local import devices
         from sweep.measure import measure
@@ -85,7 +87,7 @@ def plan(argv: list[str]) -> int:
         workers = launcher.parallel
     else:
         workers = plan_workers(launcher.device, launcher.threads) if launcher.workers == "auto" else launcher.workers
-    totals = plan_totals(runs, workers)
+    totals = plan_totals(runs, workers, machine(launcher))
     if options.json:
         _write_json(options.json, {"runs": [run.to_dict() for run in runs], "totals": totals})
         if str(options.json) == "-":
