@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sweep.atomic import write_atomic
 from sweep.lease import Lease
-from sweep.record import write_atomic
 
 KEPT = 2
 CORRUPT = ".corrupt"

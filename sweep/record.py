@@ -1,15 +1,22 @@
 """The record of a run: the files of its directory, written atomically, and read back.
 
 spec.json      the scientific configuration, with its run_id
-manifest.json  code, packages, device, data: what the run was made with
+manifest.json  code, packages, device, data, and how it is computed: what the run was made with
 status.json    where it stands, attempts, last error, final numbers
 metrics.jsonl  one evaluation a line
 steps.npz      train_loss, lr and grad_norm of every step
+
+An attempt writes under its lease. Each file is written beside its place and renamed into it while the lease holds; the
+next attempt first removes what those before have beside, so that the rename of an attempt that was cut off and comes
+back finds nothing. The metrics, of which each attempt begins a file of its own, are appended to through one descriptor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import io
 import json
 import math
 import os
@@ -20,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from sweep.atomic import naming, replacing, write_atomic, write_json
+from sweep.lease import Lease, newest_number
 from sweep.schema import (
     CURVE_COLUMNS,
     MANIFEST_FILE,
@@ -34,15 +43,31 @@ from sweep.schema import (
 from sweep.spec import PlannedRun, RunSpec, build
 
 STEP_SERIES = ("train_loss", "lr", "grad_norm")
+FINISHED = frozenset({"done", "diverged", "out_of_memory"})  # statuses that are results: not trained again
+TRACEBACK_FILE = "error.txt"  # the whole of the last exception
+NOTES_KEPT = 20
 
 
 class RunRecord:
-    """Writes the record of one run."""
+    """Writes the record of one run: of the attempt that holds `lease`, so that every write raises LeaseLost once a
+    later attempt has taken over, or (None) unguarded."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, lease: Lease | None = None) -> None:
         """Creates the directory. Writes nothing yet."""
-        self.run_dir = run_dir
+        self.run_dir, self.lease = run_dir, lease
+        self._metrics: io.FileIO | None = None
+        self._notes: list[str] = []  # not written yet
         run_dir.mkdir(parents=True, exist_ok=True)
+
+    def adopt(self) -> str | None:
+        """The status of the run where an attempt before this one has finished it, which becomes this attempt's; None
+        where there is still something to do. Removes what attempts before were writing."""
+        self._discard_parts()
+        status = (_read_json(self.run_dir / STATUS_FILE) or {}).get("status")
+        if status not in FINISHED or damage(self.run_dir):
+            return None
+        self.set_status(status)
+        return str(status)
 
     def begin(self, planned: PlannedRun, manifest: dict[str, Any]) -> None:
         """Note a further attempt. Raises InputError where the directory holds another run or other data."""
@@ -57,33 +82,80 @@ class RunRecord:
                 f"{self.run_dir} was trained on data {known}, but the text now gives {manifest['data_hash']}; restore "
                 "the text or use another sweep_dir"
             )
+        self._discard_parts()
         spec = {"run_id": planned.run_id, **dataclasses.asdict(planned.spec)}
-        write_json(self.run_dir / SPEC_FILE, spec)
-        write_json(self.run_dir / MANIFEST_FILE, manifest)
+        write_json(self.run_dir / SPEC_FILE, spec, self.lease)
+        computed = {"execution": dataclasses.asdict(planned.execution)}
+        write_json(self.run_dir / MANIFEST_FILE, manifest | computed, self.lease)
         attempts = (read_status(self.run_dir) or {}).get("attempts", 0) + 1
         self.set_status("running", attempts=attempts, error=None, steps=planned.spec.steps)
 
     def set_status(self, status: str, **fields: Any) -> None:
-        """Write status.json: `status`, the time, and `fields` over those that were there."""
-        write_status(self.run_dir, status, **fields)
+        """Write status.json: `status`, the time, this attempt, and `fields` over those that were there."""
+        if status in FINISHED and self._metrics is not None:
+            os.fsync(self._metrics.fileno())  # its last evaluation is not to be missing after a power cut
+        before = _read_json(self.run_dir / STATUS_FILE) or {}
+        notes = [*before.get("notes", []), *self._notes]
+        if notes:
+            fields["notes"] = list(dict.fromkeys(notes))[-NOTES_KEPT:]
+        write_status(self.run_dir, status, self.lease, **fields)
+        self._notes = []
+
+    def note(self, text: str) -> None:
+        """Add a line to the status's notes: something a person should know that did not end the attempt. Where it
+        cannot be written now, because the disk is full, it is with the next status."""
+        self._notes.append(text)
+        with contextlib.suppress(OSError):
+            self.set_status((read_status(self.run_dir) or {}).get("status", "running"))
+
+    def fail(self, error: str, traceback: str | None = None, retry: bool = True) -> None:
+        """The attempt has ended in `error`; `traceback` is kept whole, `retry` says whether trying again may help. Of
+        several processes of one attempt the first to say so counts."""
+        before = read_status(self.run_dir) or {}
+        if self.lease and before.get("status") == "failed" and before.get("attempt") == self.lease.number:
+            return
+        if traceback is not None:
+            write_atomic(self.run_dir / TRACEBACK_FILE, traceback, self.lease)
+        self.set_status("failed", error=error, failures=before.get("failures", 0) + 1, retry=retry)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one evaluation (the keys of CURVE_COLUMNS but run_id) to metrics.jsonl."""
+        """Add one evaluation (the keys of CURVE_COLUMNS but run_id) to metrics.jsonl, the whole line or nothing."""
         assert set(row) == set(CURVE_COLUMNS) - {"run_id"}, sorted(row)
-        with (self.run_dir / METRICS_FILE).open("a") as stream:
-            stream.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._metrics is None:
+            self.rewind(_read_rows(self.run_dir / METRICS_FILE)[0])
+        assert self._metrics is not None
+        if self.lease:
+            self.lease.check()
+        with naming(self.run_dir / METRICS_FILE):
+            size, line = os.fstat(self._metrics.fileno()).st_size, _line(row)
+            try:
+                if self._metrics.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(self._metrics.fileno(), size)
+                raise
 
     def rewind(self, rows: list[dict[str, Any]]) -> None:
-        """Make `rows`, those of the checkpoint that the run goes on from, all that metrics.jsonl holds."""
-        write_atomic(self.run_dir / METRICS_FILE, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        """Make `rows`, those of the checkpoint that the run goes on from, all that metrics.jsonl holds: a new file, so
+        that what an attempt before still appends goes to one that nobody sees."""
+        with replacing(self.run_dir / METRICS_FILE, self.lease) as stream:
+            stream.write(b"".join(map(_line, rows)))
+            metrics = io.FileIO(os.dup(stream.fileno()), "ab")
+        self._metrics = metrics
 
     def write_steps(self, series: Mapping[str, Sequence[float]]) -> None:
         """Replace steps.npz by `series` (the names of STEP_SERIES), float32 [steps so far] each."""
-        part = self.run_dir / f"{STEPS_FILE}.{os.getpid()}.part"
-        with part.open("wb") as stream:
-            arrays: dict[str, Any] = {name: np.asarray(series[name], np.float32) for name in STEP_SERIES}
-            np.savez(stream, **arrays)
-        part.rename(self.run_dir / STEPS_FILE)
+        arrays: dict[str, Any] = {name: np.asarray(series[name], np.float32) for name in STEP_SERIES}
+        content = io.BytesIO()  # an archive is not written from its start to its end
+        np.savez(content, **arrays)
+        with replacing(self.run_dir / STEPS_FILE, self.lease) as stream:
+            stream.write(content.getbuffer())
+
+    def _discard_parts(self) -> None:
+        if self.lease:
+            self.lease.check()
+            for part in self.run_dir.glob("*.part"):
+                part.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +170,25 @@ class Record:
     problems: list[str]  # damaged lines that were left out
 
 
-def write_status(run_dir: Path, status: str, **fields: Any) -> None:
-    """Write status.json of the run in `run_dir` (also from outside it, e.g. for a worker that was killed)."""
+def write_status(run_dir: Path, status: str, lease: Lease | None = None, **fields: Any) -> None:
+    """Write status.json of the run in `run_dir`: `status`, the time, the attempt of `lease`, and `fields` over those
+    that were there."""
     assert status in STATUSES, status
-    before = read_status(run_dir) or {"attempts": 0, "error": None}
-    write_json(run_dir / STATUS_FILE, {**before, **fields, "status": status, "updated": time.time()})
+    before = _read_json(run_dir / STATUS_FILE) or {"attempts": 0, "error": None}
+    attempt = {"attempt": lease.number, "claim": lease.holder.claim} if lease else {}
+    write_json(run_dir / STATUS_FILE, {**before, **fields, **attempt, "status": status, "updated": time.time()}, lease)
 
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:
-    """Content of status.json (at least status, attempts, error), or None where it is missing or damaged."""
+    """Content of status.json (at least status, attempts, error), or None where it is missing or damaged. A result of an
+    attempt that a later one has superseded reads as running, since only the later one's will count."""
     status = _read_json(run_dir / STATUS_FILE)
-    return status if status and status.get("status") in STATUSES else None
+    return _in_force(run_dir, status) if status and status.get("status") in STATUSES else None
+
+
+def _in_force(run_dir: Path, status: dict[str, Any]) -> dict[str, Any]:
+    superseded = status["status"] in FINISHED and "attempt" in status and status["attempt"] < newest_number(run_dir)
+    return {**status, "status": "running"} if superseded else status
 
 
 def run_dirs(sweep_dir: Path) -> list[Path]:
@@ -121,6 +201,20 @@ def read_record(run_dir: Path) -> Record:
     """The record in `run_dir`. Damaged lines of metrics.jsonl are left out and named; raises InputError where spec,
     manifest or status cannot be read, or where a run that is done lacks its last evaluation (its loss would be another
     step's)."""
+    record = _read(run_dir)
+    return dataclasses.replace(record, status=_in_force(run_dir, record.status))
+
+
+def damage(run_dir: Path) -> str | None:
+    """Why the record in `run_dir` cannot be read, or None; superseded or not."""
+    try:
+        _read(run_dir)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _read(run_dir: Path) -> Record:
     spec, manifest, status = (_required(run_dir / name) for name in (SPEC_FILE, MANIFEST_FILE, STATUS_FILE))
     run_id = spec.pop("run_id", None)
     run = build(RunSpec, spec)
@@ -143,19 +237,8 @@ def read_steps(run_dir: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{run_dir / STEPS_FILE} is missing or damaged ({error})") from error
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` by `content` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace the file `path` by `text`, so that a reader or a crash sees the old or the new content, never a part."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.rename(path)
+def _line(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.record import write_json
+from sweep.atomic import write_json
 from sweep.schema import InputError
 from sweep.spec import build
 
