@@ -208,7 +208,7 @@ down() {
   if alive slurmctld; then
     export SLURM_CONF=$CONF
     squeue -h -o %A | sort -u | xargs -r scancel -Q || true
-    for _ in $(seq 150); do [ -n "$(squeue -h)" ] || break; sleep 0.1; done
+    for _ in $(seq 50); do [ -n "$(squeue -h)" ] || break; sleep 0.1; done
   fi
   for name in $(cd "$RUN" && ls | sed -n 's/^\(node.*\)\.pid$/\1/p') slurmctld slurmdbd mariadbd munged; do
     stop "$name"
