@@ -8,7 +8,7 @@ and gradients) and know nothing of where the parameters live.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,34 @@ Weights = Mapping[str, Tensor]
 Forward = Callable[[Weights, Tensor], Tensor]
 
 
-def forward_function(spec: ModelSpec, device: str = "cpu") -> Forward:
-    """A function (weights by transformers' names, tokens [sequences, n]) -> logits [sequences * n, vocab_size]."""
+class Parts(NamedTuple):
+    """The three functions that a forward pass is made of. x is the residual stream, [sequences * n, d_model]."""
+
+    embed: Callable[[Weights, Tensor], Tensor]  # (weights, tokens [sequences, n]) -> x
+    block: Callable[[Weights, str, Tensor, torch.Size], Tensor]  # (weights, prefix of its names, x, tokens.shape) -> x
+    head: Callable[[Weights, Tensor], Tensor]  # (weights, x) -> logits [sequences * n, vocab_size]
+    blocks: str  # block i's weights are named `blocks` + "i." + ...
+
+
+def forward_parts(spec: ModelSpec, device: str = "cpu") -> Parts:
+    """The functions of a model of shape `spec`, on weights by transformers' names."""
     return _gpt2(spec) if spec.family == "gpt2" else _llama(spec, device)
 
 
-def _gpt2(spec: ModelSpec) -> Forward:
+def forward_function(spec: ModelSpec, device: str = "cpu") -> Forward:
+    """A function (weights by transformers' names, tokens [sequences, n]) -> logits [sequences * n, vocab_size]."""
+    embed, block, head, blocks = forward_parts(spec, device)
+
+    def forward(w: Weights, tokens: Tensor) -> Tensor:
+        x = embed(w, tokens)
+        for i in range(spec.n_layer):
+            x = block(w, f"{blocks}{i}.", x, tokens.shape)
+        return head(w, x)
+
+    return forward
+
+
+def _gpt2(spec: ModelSpec) -> Parts:
     d, heads = spec.d_model, spec.n_head
 
     def norm(x: Tensor, w: Weights, name: str) -> Tensor:
@@ -35,24 +57,26 @@ def _gpt2(spec: ModelSpec) -> Forward:
     def linear(x: Tensor, w: Weights, name: str) -> Tensor:  # transformers keeps GPT-2's matrices as [in, out]
         return torch.addmm(w[name + ".bias"], x, w[name + ".weight"])
 
-    def forward(w: Weights, tokens: Tensor) -> Tensor:
-        b, t = tokens.shape
-        table = w["transformer.wte.weight"]
-        x = (F.embedding(tokens, table) + w["transformer.wpe.weight"][:t]).view(b * t, d)
-        for i in range(spec.n_layer):
-            at = f"transformer.h.{i}."
-            qkv = linear(norm(x, w, at + "ln_1"), w, at + "attn.c_attn")
-            q, k, v = qkv.view(b, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + linear(y.transpose(1, 2).reshape(b * t, d), w, at + "attn.c_proj")
-            y = F.gelu(linear(norm(x, w, at + "ln_2"), w, at + "mlp.c_fc"), approximate="tanh")
-            x = x + linear(y, w, at + "mlp.c_proj")
-        return F.linear(norm(x, w, "transformer.ln_f"), table)
+    def embed(w: Weights, tokens: Tensor) -> Tensor:
+        table, positions = w["transformer.wte.weight"], w["transformer.wpe.weight"]
+        return (F.embedding(tokens, table) + positions[: tokens.shape[1]]).view(-1, d)
 
-    return forward
+    def block(w: Weights, at: str, x: Tensor, shape: torch.Size) -> Tensor:
+        b, t = shape
+        qkv = linear(norm(x, w, at + "ln_1"), w, at + "attn.c_attn")
+        q, k, v = qkv.view(b, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(y.transpose(1, 2).reshape(b * t, d), w, at + "attn.c_proj")
+        y = F.gelu(linear(norm(x, w, at + "ln_2"), w, at + "mlp.c_fc"), approximate="tanh")
+        return x + linear(y, w, at + "mlp.c_proj")
+
+    def head(w: Weights, x: Tensor) -> Tensor:
+        return F.linear(norm(x, w, "transformer.ln_f"), w["transformer.wte.weight"])
+
+    return Parts(embed, block, head, "transformer.h.")
 
 
-def _llama(spec: ModelSpec, device: str) -> Forward:
+def _llama(spec: ModelSpec, device: str) -> Parts:
     d, heads, d_head = spec.d_model, spec.n_head, spec.d_head
     frequency = ROPE_THETA ** -(torch.arange(0, d_head, 2) / d_head)
     angle = torch.outer(torch.arange(spec.n_ctx).float(), frequency).repeat(1, 2).to(device)
@@ -68,21 +92,23 @@ def _llama(spec: ModelSpec, device: str) -> Forward:
         first, second = x.chunk(2, -1)
         return x * cos[:t].to(x.dtype) + torch.cat((-second, first), -1) * sin[:t].to(x.dtype)
 
-    def forward(w: Weights, tokens: Tensor) -> Tensor:
-        b, t = tokens.shape
-        x = F.embedding(tokens, w["model.embed_tokens.weight"]).view(b * t, d)
-        for i in range(spec.n_layer):
-            at = f"model.layers.{i}."
-            y = norm(x, w, at + "input_layernorm")
-            q, k, v = (split(F.linear(y, w[f"{at}self_attn.{n}_proj.weight"]), b, t) for n in "qkv")
-            y = F.scaled_dot_product_attention(rotate(q, t), rotate(k, t), v, is_causal=True)
-            x = x + F.linear(y.transpose(1, 2).reshape(b * t, -1), w[at + "self_attn.o_proj.weight"])
-            y = norm(x, w, at + "post_attention_layernorm")
-            y = F.silu(F.linear(y, w[at + "mlp.gate_proj.weight"])) * F.linear(y, w[at + "mlp.up_proj.weight"])
-            x = x + F.linear(y, w[at + "mlp.down_proj.weight"])
+    def embed(w: Weights, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, w["model.embed_tokens.weight"]).view(-1, d)
+
+    def block(w: Weights, at: str, x: Tensor, shape: torch.Size) -> Tensor:
+        b, t = shape
+        y = norm(x, w, at + "input_layernorm")
+        q, k, v = (split(F.linear(y, w[f"{at}self_attn.{n}_proj.weight"]), b, t) for n in "qkv")
+        y = F.scaled_dot_product_attention(rotate(q, t), rotate(k, t), v, is_causal=True)
+        x = x + F.linear(y.transpose(1, 2).reshape(b * t, -1), w[at + "self_attn.o_proj.weight"])
+        y = norm(x, w, at + "post_attention_layernorm")
+        y = F.silu(F.linear(y, w[at + "mlp.gate_proj.weight"])) * F.linear(y, w[at + "mlp.up_proj.weight"])
+        return x + F.linear(y, w[at + "mlp.down_proj.weight"])
+
+    def head(w: Weights, x: Tensor) -> Tensor:
         return F.linear(norm(x, w, "model.norm"), w["lm_head.weight"])
 
-    return forward
+    return Parts(embed, block, head, "model.layers.")
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Names and shapes are those of transformers, which is imported for the Hugging Fa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,10 +87,17 @@ def _llama_layer(spec: ModelSpec) -> Shapes:
 
 
 def initial_parameters(spec: ModelSpec, seed: int) -> dict[str, Tensor]:
-    """The parameters of a fresh model, float32 on the CPU, by `parameter_shapes` and `initialize`."""
-    parameters = {name: torch.empty(shape) for name, shape in parameter_shapes(spec).items()}
-    initialize(parameters, spec, seed)
-    return parameters
+    """The parameters of a fresh model, float32 on the CPU, by `parameter_shapes` and `init_std`."""
+    return dict(draw_parameters(spec, seed))
+
+
+def draw_parameters(spec: ModelSpec, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """`initial_parameters` one at a time, for a model that is too large for one machine."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in parameter_shapes(spec).items():
+        parameter = torch.empty(shape)
+        _fill(name, parameter, spec, generator)
+        yield name, parameter
 
 
 def component_params(parameters: dict[str, Tensor]) -> dict[str, int]:
@@ -113,15 +120,19 @@ def component_of(name: str, ndim: int) -> str:
     return "attention" if "attn" in name else "mlp"
 
 
-@torch.no_grad()
 def initialize(parameters: dict[str, Tensor], spec: ModelSpec, seed: int) -> None:
     """Fill `parameters` in place from one CPU generator, in their order, by `init_std`; norms with 1, biases with 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in parameters.items():
-        if parameter.ndim == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            parameter.normal_(0.0, init_std(name, parameter.shape, spec), generator=generator)
+        _fill(name, parameter, spec, generator)
+
+
+@torch.no_grad()
+def _fill(name: str, parameter: Tensor, spec: ModelSpec, generator: torch.Generator) -> None:
+    if parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    else:
+        parameter.normal_(0.0, init_std(name, parameter.shape, spec), generator=generator)
 
 
 def init_std(name: str, shape: torch.Size, spec: ModelSpec) -> float:
