@@ -11,60 +11,34 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
 
+from sweep.holder import Claim, Holder
 from sweep.schema import InputError
 
 BEAT_SECONDS = 10.0  # between two touches of a holder's file
 SILENT_SECONDS = 60.0  # after which a holder whose process cannot be seen counts as dead
 STALE_SECONDS = 300.0  # age of a touch beyond which `is_held`, which cannot wait, calls its unseen holder dead
 
-Claim = tuple[int, int]  # number of a submission and of its restart by the scheduler; a later one supersedes
+FREE = "free"  # content of a lease's file that was released
 
 
 class LeaseLost(Exception):
     """A later attempt has taken the directory over: nothing more may be written to it."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease, as its file says. `space` is where `pid` and `start` mean something: one boot, one pid
-    namespace."""
-
-    pid: int
-    start: str  # of the process, in clock ticks since the boot
-    space: str
-    host: str
-    claim: Claim | None = None
-
-    @classmethod
-    def this_process(cls, claim: Claim | None = None) -> Self:
-        """The holder that this process is."""
-        return cls(os.getpid(), _start(os.getpid()) or "", _space(), socket.gethostname(), claim)
-
-    def alive(self) -> bool | None:
-        """Whether its process lives; None where it cannot be seen from here."""
-        return None if self.space != _space() else _start(self.pid) == self.start
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-
 class Lease:
-    """The lease `number` of a directory, held by this process until it is released or superseded."""
+    """The lease `number` of a directory: held by this process (see `take`, `hold`), or by another one on behalf of
+    which this one writes."""
 
     def __init__(self, directory: Path, number: int, holder: Holder) -> None:
-        """Use `take` or `hold`."""
+        """For a process that writes under a lease that another one keeps alive."""
         self.directory, self.number, self.holder = directory, number, holder
         self._lost, self._ended = threading.Event(), threading.Event()
-        threading.Thread(target=self._beat, name=f"lease of {directory.name}", daemon=True).start()
 
     @property
     def path(self) -> Path:
@@ -82,12 +56,16 @@ class Lease:
             self._lost.set()
             raise LeaseLost(f"{self.directory} was taken over by a later attempt")
 
+    def keep(self) -> None:
+        """Touch its file from now on, for those who cannot see this process."""
+        threading.Thread(target=self._beat, name=f"lease of {self.directory.name}", daemon=True).start()
+
     def release(self) -> None:
         """End it. The file stays, so that the next number is higher."""
         self._ended.set()
         with contextlib.suppress(OSError), self.path.open("r+") as file:  # never made anew: it may be superseded
-            file.truncate(0)
-            file.write("free")
+            file.write(FREE)  # over what is there: that needs no space on a full disk
+            file.truncate()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -113,70 +91,73 @@ def take(
 
     A holder gives way at once where it has released the lease, where its process is seen to be dead, or where both
     hold claims and `claim` is the later; one that cannot be seen after it has been silent for SILENT_SECONDS of this
-    process's `clock`. Raises InputError, naming the holder, where it lives.
+    process's `clock`, of which a jump counts as one short pause. Raises InputError, naming the holder, where it lives.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    started = clock()
-    watched: tuple[int, int] | None = None  # lease number and its last touch
-    since = started
+    waited = silent = 0.0
+    before: tuple[int, int] | None = None  # the lease looked at last: its number and last touch
+    moved = False
     while True:
-        number = newest_number(directory)
-        holder, touched = _read(directory, number)
-        if watched != (number, touched):
-            moved = watched is not None
-            watched, since = (number, touched), clock()
-        else:
-            moved = False
-        if _may_take(holder, claim, silent=clock() - since >= SILENT_SECONDS):
+        number, holder, touched = _newest(directory)
+        if before not in (None, (number, touched)):
+            silent, moved = 0.0, True
+        before = number, touched
+        if _may_take(holder, claim, silent >= SILENT_SECONDS):
             if lease := _create(directory, number + 1, Holder.this_process(claim)):
+                lease.keep()
                 return lease
             continue
-        seen = isinstance(holder, Holder) and holder.alive()
-        if clock() - started >= wait_seconds and (seen or moved):
+        seen = holder.alive() is not None if isinstance(holder, Holder) else False
+        if waited >= wait_seconds and (seen or moved):
             raise InputError(
                 f"{what} {directory} is in use by {holder or 'another process'}; wait for it to end (isoloss status "
                 "shows how far it is)"
             )
-        sleep(0.05 if seen else 0.5)
+        started, pause = clock(), 0.05 if seen else 0.5
+        sleep(pause)
+        passed = min(max(clock() - started, 0.0), 4 * pause)
+        waited, silent = waited + passed, silent + passed
 
 
 @contextlib.contextmanager
 def hold(directory: Path, what: str, claim: Claim | None = None, wait_seconds: float = 0.5) -> Iterator[Lease]:
-    """`take` the lease of `directory` for the length of the block."""
+    """`take` the lease of `directory` for the length of the block. A block that raises before it has put anything into
+    a new directory leaves no directory behind."""
+    absent = [path for path in (directory, *directory.parents) if not path.exists()]
     lease = take(directory, what, claim, wait_seconds)
     try:
         yield lease
-    finally:
+    except BaseException:
         lease.release()
+        _forget(lease, absent)
+        raise
+    lease.release()
 
 
 def is_held(directory: Path, now: Callable[[], float] = time.time) -> bool:
     """Whether somebody seems to hold `directory` now. Looks once and changes nothing: a holder that cannot be seen
     counts as alive while its last touch is less than STALE_SECONDS away from `now`, seconds since the epoch."""
-    holder, touched = _read(directory, newest_number(directory))
-    if holder == "free":
+    _, holder, touched = _newest(directory)
+    if holder == FREE:
         return False
     alive = holder.alive() if isinstance(holder, Holder) else None
     return abs(now() - touched / 1e9) < STALE_SECONDS if alive is None else alive
 
 
-def last_claim(directory: Path) -> Claim | None:
-    """The claim of whoever took the last lease of `directory`; None where they had none, or nobody took it."""
-    holder, _ = _read(directory, newest_number(directory))
-    return holder.claim if isinstance(holder, Holder) else None
-
-
 def newest_number(directory: Path) -> int:
     """The number of the last lease that was taken of `directory`; 0 where there was none."""
+    return max(_numbers(directory), default=0)
+
+
+def _numbers(directory: Path) -> list[int]:
     try:
-        names = [entry.name for entry in os.scandir(directory)]
+        tails = [name.removeprefix("lease.") for name in os.listdir(directory) if name.startswith("lease.")]
     except FileNotFoundError:
-        return 0
-    return max((int(name[6:]) for name in names if name.startswith("lease.") and name[6:].isdigit()), default=0)
+        return []
+    return [int(tail) for tail in tails if tail.isdecimal()]
 
 
 def _may_take(holder: Holder | str | None, claim: Claim | None, silent: bool) -> bool:
-    if holder == "free":
+    if holder == FREE:
         return True
     if isinstance(holder, Holder):
         if claim is not None and holder.claim is not None and claim > holder.claim:
@@ -186,58 +167,53 @@ def _may_take(holder: Holder | str | None, claim: Claim | None, silent: bool) ->
     return silent
 
 
-def _read(directory: Path, number: int) -> tuple[Holder | str | None, int]:
-    """Holder of lease `number` ("free": nobody; None: its file is unreadable or being written) and the time of its
-    last touch, in nanoseconds."""
-    if number == 0:
-        return "free", 0
-    path = directory / f"lease.{number}"
-    try:
-        touched = path.stat().st_mtime_ns
-        text = path.read_text()
-        if text == "free":
-            return "free", touched
-        values: dict[str, Any] = json.loads(text)
-        claim = values.pop("claim", None)
-        return Holder(**values, claim=None if claim is None else (int(claim[0]), int(claim[1]))), touched
-    except FileNotFoundError:  # superseded this moment: look again
-        return None, -1
-    except (OSError, ValueError, TypeError):
-        return None, touched
+def _newest(directory: Path) -> tuple[int, Holder | str | None, int]:
+    """Number of the last lease, its holder (FREE: nobody; None: its file is unreadable or being written) and the time
+    of its last touch, in nanoseconds."""
+    while True:
+        number = newest_number(directory)
+        if number == 0:
+            return 0, FREE, 0
+        try:
+            # Opening comes first: a network file system then asks its server and no cache of its own.
+            with (directory / f"lease.{number}").open() as file:
+                touched, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
+        except FileNotFoundError:  # superseded this moment
+            continue
+        except OSError:
+            return number, None, 0
+        return number, FREE if text == FREE else Holder.read(text), touched
 
 
 def _create(directory: Path, number: int, holder: Holder) -> Lease | None:
     """Lease `number`, or None where another process was faster. Removes the files of those before."""
+    path = directory / f"lease.{number}"
+    directory.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(directory / f"lease.{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except (FileExistsError, FileNotFoundError):  # or the directory has just been removed
         return None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(asdict(holder)))
-    if newest_number(directory) != number:  # others took and ended higher ones since the caller looked
-        os.unlink(directory / f"lease.{number}")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(asdict(holder)))
+        taken = newest_number(directory) == number  # else others took and ended higher ones since the caller looked
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if not taken:
+        path.unlink(missing_ok=True)
         return None
-    for entry in list(os.scandir(directory)):
-        tail = entry.name.removeprefix("lease.")
-        if tail != entry.name and tail.isdigit() and int(tail) < number:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(entry.path)
+    for older in _numbers(directory):
+        if older < number:
+            (directory / f"lease.{older}").unlink(missing_ok=True)
     return Lease(directory, number, holder)
 
 
-@lru_cache(maxsize=1)
-def _space() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no /proc: nobody's process can be seen
-        return f"{socket.gethostname()} {os.getpid()}"
-
-
-def _start(pid: int) -> str | None:
-    """When process `pid` started, in clock ticks since the boot; None where it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+def _forget(lease: Lease, absent: list[Path]) -> None:
+    """Remove what taking a directory's first lease has made, of which `absent` was not there before, the innermost
+    first; nothing where there is more in it."""
+    with contextlib.suppress(OSError):
+        if lease.number == 1 and [path.name for path in lease.directory.iterdir()] == [lease.path.name]:
+            lease.path.unlink()
+            for path in absent:
+                path.rmdir()
