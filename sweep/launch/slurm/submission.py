@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Submission:
     minutes: int  # time limit of a job
     resources: dict[str, Any]
     code: dict[str, Any]  # path of the snapshot, its hash, the checkout's sha and dirty flag
+    settings: dict[str, Any] = field(default_factory=dict)  # groups launcher and tracking, to submit what is left again
 
 
 def reserve(sweep_dir: Path) -> int:
