@@ -110,13 +110,15 @@ class RunRecord:
 
     def fail(self, error: str, traceback: str | None = None, retry: bool = True) -> None:
         """The attempt has ended in `error`; `traceback` is kept whole, `retry` says whether trying again may help. Of
-        several processes of one attempt the first to say so counts."""
+        several processes of one attempt the first counts, unless only a later one has a traceback."""
         before = read_status(self.run_dir) or {}
-        if self.lease and before.get("status") == "failed" and before.get("attempt") == self.lease.number:
+        known = bool(self.lease and before.get("status") == "failed" and before.get("attempt") == self.lease.number)
+        if known and (traceback is None or before.get("traceback")):
             return
         if traceback is not None:
             write_atomic(self.run_dir / TRACEBACK_FILE, traceback, self.lease)
-        self.set_status("failed", error=error, failures=before.get("failures", 0) + 1, retry=retry)
+        failures = before.get("failures", 0) + (not known)
+        self.set_status("failed", error=error, failures=failures, retry=retry, traceback=traceback is not None)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one evaluation (the keys of CURVE_COLUMNS but run_id) to metrics.jsonl, the whole line or nothing."""

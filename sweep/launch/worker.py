@@ -9,20 +9,22 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.atomic import full
 from sweep.config import TrackingConfig
-from sweep.lease import hold
+from sweep.holder import Claim, Holder
+from sweep.lease import Lease, LeaseLost, take
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
+from sweep.world import SINGLE, PeerFailed, World
 
 if TYPE_CHECKING:
     from sweep.tracking import Mirror
-
-TRACEBACK_FILE = "error.txt"  # in the run directory: the whole of the last exception
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Job:
     planned: PlannedRun
     run_dir: Path
     corpus: Path  # directory of the token files
+    failures: int = 0  # of this run before, in this call; a SLURM job reads them from the record
 
 
 @dataclass(frozen=True)
@@ -74,30 +77,98 @@ def main(pipe: Connection, device: str, threads: int, tracking: TrackingConfig) 
             pipe.send(Ready())
 
 
-def train_job(job: Job, device: str, mirror: Mirror, on_evaluation: Callable[[dict[str, Any]], None]) -> Ended:
-    """Train one run, alone on its run directory, and turn whatever goes wrong into a recorded status."""
-    from sweep.record import write_status
+SUPERSEDED = Ended("running", "superseded by a later attempt", retry=False)
+
+
+def train_job(
+    job: Job,
+    device: str,
+    mirror: Mirror,
+    on_evaluation: Callable[[dict[str, Any]], None],
+    claim: Claim | None = None,
+    world: World = SINGLE,
+) -> Ended:
+    """Train one run, alone on its run directory, and turn whatever goes wrong into a recorded status.
+
+    A run that has a result is left as it is. Rank 0 of the world takes the lease and says to the others whether to go
+    on; a rank that fails says so in the record. Where `world.broken`, its processes have to end.
+    """
+    lease, ended = _enter(job, claim) if world.rank == 0 else (None, None)
+    number, ended = world.broadcast((None if lease is None else lease.number, ended))
+    if ended is not None or number is None:
+        return ended or SUPERSEDED
+    guard = lease or Lease(job.run_dir, number, Holder.this_process(claim))
+    try:
+        return _attempt(job, device, mirror, on_evaluation, guard, world)
+    except LeaseLost:
+        return SUPERSEDED
+    finally:
+        if lease:
+            lease.release()
+
+
+def _enter(job: Job, claim: Claim | None) -> tuple[Lease | None, Ended | None]:
+    """The lease of a run with something to do, or how the run has ended without this attempt."""
+    from sweep.record import RunRecord, read_status
 
     try:
-        with hold(job.run_dir, "run", wait_seconds=60.0):
-            try:
-                return Ended(_train(job, device, mirror, on_evaluation))
-            except InputError as error:
-                write_status(job.run_dir, "failed", error=str(error))
-                return Ended("failed", str(error), retry=False)
-            except Exception as error:
-                message = one_line(error)
-                (job.run_dir / TRACEBACK_FILE).write_text(traceback.format_exc())
-                write_status(job.run_dir, "failed", error=message)
-                return Ended("failed", message)
+        lease = take(job.run_dir, "run", claim, wait_seconds=60.0)
     except (OSError, InputError) as error:  # the run directory itself is unusable, so the record cannot say so
-        return Ended("failed", one_line(error), retry=False)
+        return None, Ended("failed", one_line(error), retry=False)
+    try:
+        record = RunRecord(job.run_dir, lease)
+        if finished := record.adopt():
+            lease.release()
+            return None, Ended(finished)
+        before = read_status(job.run_dir) or {}
+        same = claim is not None and (before.get("claim") or [None])[0] == claim[0]
+        failures = before.get("failures", 0) if same else job.failures
+        if before.get("failures", 0) != failures:
+            record.set_status(before["status"], failures=failures)
+        return lease, None
+    except LeaseLost:
+        return None, SUPERSEDED
+    except OSError as error:
+        lease.release()
+        return None, Ended("failed", one_line(error), retry=False)
 
 
-def _train(job: Job, device: str, mirror: Mirror, on_evaluation: Callable[[dict[str, Any]], None]) -> str:
+def _attempt(
+    job: Job,
+    device: str,
+    mirror: Mirror,
+    on_evaluation: Callable[[dict[str, Any]], None],
+    lease: Lease,
+    world: World,
+) -> Ended:
+    from sweep.record import RunRecord
+
+    try:
+        return Ended(_train(job, device, mirror, on_evaluation, lease, world))
+    except LeaseLost:
+        raise
+    except Exception as error:
+        ended = Ended("failed", one_line(error), retry=not (isinstance(error, InputError) or full(error)))
+        whole = None if isinstance(error, InputError | PeerFailed) else traceback.format_exc()
+        with contextlib.suppress(OSError):  # the record cannot say so; the launcher does
+            RunRecord(job.run_dir, lease).fail(ended.error or "", whole, ended.retry)
+        return ended
+
+
+def _train(
+    job: Job,
+    device: str,
+    mirror: Mirror,
+    on_evaluation: Callable[[dict[str, Any]], None],
+    lease: Lease,
+    world: World,
+) -> str:
     from sweep.corpus import open_corpus
     from sweep.train import train_run
 
+    train = partial(train_run, job.planned, job.run_dir, open_corpus(job.corpus), device, lease=lease, world=world)
+    if world.rank != 0:
+        return train()
     tracker = mirror.start(job.planned, job.run_dir)
 
     def report(row: dict[str, Any]) -> None:
@@ -106,7 +177,10 @@ def _train(job: Job, device: str, mirror: Mirror, on_evaluation: Callable[[dict[
 
     status = "failed"
     try:
-        status = train_run(job.planned, job.run_dir, open_corpus(job.corpus), device, on_evaluation=report)
+        status = train(on_evaluation=report)
+    except LeaseLost:
+        status = "running"
+        raise
     finally:
         tracker.finish(status)
     return status
@@ -118,8 +192,10 @@ def _report(pipe: Connection, row: dict[str, Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's type and message on one line of at most 500 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    """An exception's type and message on one line of at most 500 characters; the message alone where it is meant for
+    people."""
+    name = "" if isinstance(error, InputError | PeerFailed) else f"{type(error).__name__}: "
+    return f"{name}{' '.join(str(error).split())}"[:500]
 
 
 def _follow_launcher() -> None:
