@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -16,6 +17,8 @@ from sweep.corpus import Corpus
 
 PACKAGES = ("isoloss", "torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
 SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_NODELIST")
+PACKAGED = ("sweep", "analysis", "configs")  # the packages of isoloss, folders side by side
+CODE_FILE = "code.json"  # beside them in a snapshot: what `code_version` said where it was made, and its hash
 
 
 def describe(corpus: Corpus, device: str, unique_tokens: int) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def describe(corpus: Corpus, device: str, unique_tokens: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": _packages(),
-        "git": _git(),
+        "git": code_version(),
         "slurm": {name: os.environ[name] for name in SLURM_VARIABLES if name in os.environ},
         "argv": sys.argv,
     }
@@ -51,16 +54,28 @@ def _packages() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _git() -> dict[str, Any]:
-    """Commit of the checkout this code runs from and whether it has uncommitted changes; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
+def code_version() -> dict[str, Any]:
+    """What code this is: the commit of the checkout it runs from, and whether that has uncommitted changes or new code;
+    for a snapshot what its code.json says; empty outside both."""
+    root = code_root()
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment inside another project's checkout
-        return {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        return dict(json.loads((root / CODE_FILE).read_text()))
+    except OSError:
+        pass
+    try:
+        git("ls-files", "--error-unmatch", "sweep/manifest.py")  # else an environment inside another's checkout
+        new = [f"{name}/**.py" for name in PACKAGED]
+        changed = git("status", "--porcelain", "-uno") or git("ls-files", "--others", "--exclude-standard", "--", *new)
+        return {"sha": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def code_root() -> Path:
+    """The folder that holds the packages of this code."""
+    return Path(__file__).resolve().parent.parent
