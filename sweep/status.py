@@ -1,26 +1,52 @@
-"""How far a sweep is: the runs its plan expects against the records that are there. Reads files only."""
+"""How far a sweep is: the runs its plan expects, the records that are there, and the jobs submitted for them.
+
+Reads files and asks SLURM once; changes nothing.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sweep.launch.slurm.queue import Queue, ask
+from sweep.launch.slurm.submission import (
+    CANCEL_FILE,
+    FOLDER,
+    STOPPED_FILE,
+    Element,
+    elements_of_runs,
+    read_submissions,
+)
 from sweep.lease import is_held
-from sweep.plan import read_plan
-from sweep.record import read_status
+from sweep.record import FINISHED, TRACEBACK_FILE, read_status
+from sweep.run_dir import checked
+from sweep.run_dir import run_dir as folder_of
 from sweep.schema import METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, STATUSES, InputError
-from sweep.spec import PlannedRun, RunSpec, build
 
-if TYPE_CHECKING:
-    from rich.table import Table
+# States that no record has: of a run that was cut off, and of one whose job waits, is gone, was cancelled, or is
+# unknown because SLURM does not answer.
+SHOWN_ONLY = ("interrupted", "queued", "lost", "cancelled", "unknown")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The SLURM job that a run was submitted in: the one that still lives, else the last. None where SLURM does not
+    say."""
+
+    id: str
+    state: str | None = None
+    node: str | None = None
+    reason: str | None = None
+    live: bool | None = None
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run of a sweep. `interrupted` is no recorded status: a run recorded as running that nobody trains."""
+    """One run of a sweep."""
 
     run_id: str
     n_layer: int
@@ -28,19 +54,33 @@ class RunStatus:
     batch_tokens: int
     lr: float
     seed: int
-    status: str  # one of STATUSES
-    active: bool  # some process is training it now
-    planned: bool  # the sweep's plan expects it
-    attempts: int
-    steps_done: int  # at the newest evaluation
     steps: int
-    test_loss: float | None
-    error: str | None
+    planned: bool  # the sweep's plan expects it
+    status: str = "planned"  # one of STATUSES
+    active: bool = False  # some process is training it now
+    by_job: bool = False  # a SLURM job wrote the record last
+    attempts: int = 0
+    failures: int = 0  # attempts that ended in an error since somebody asked for the run
+    steps_done: int = 0  # at the newest evaluation
+    test_loss: float | None = None
+    error: str | None = None
+    notes: tuple[str, ...] = ()  # what the attempts had to do to go on
+    cancelled: bool = False  # somebody has asked that it be not trained
+    job: Job | None = None
 
     @property
     def shown(self) -> str:
-        """The status as a person wants to read it."""
-        return "interrupted" if self.status == "running" and not self.active else self.status
+        """The status as a person wants to read it: one of STATUSES or SHOWN_ONLY."""
+        live = self.job.live if self.job else None
+        if self.status in FINISHED or (self.status == "failed" and (self.failures or not live)):
+            return self.status
+        if self.active:
+            return "running"
+        if self.cancelled:
+            return "cancelled"
+        if self.job is None:
+            return "interrupted" if self.status == "running" else self.status
+        return {True: "queued", False: "lost", None: "unknown"}[live]
 
 
 @dataclass(frozen=True)
@@ -52,38 +92,59 @@ class SweepStatus:
     runs: list[RunStatus]
     flops_done: float
     flops: float  # of all runs in the plan
+    stopped: str | None = None  # why the jobs of the sweep train no further run
+    slurm_problem: str | None = None  # why SLURM could not say which jobs are live
 
     @property
     def counts(self) -> dict[str, int]:
         """Runs by status as shown."""
         found = Counter(run.shown for run in self.runs)
-        return {status: found[status] for status in (*STATUSES, "interrupted") if found[status]}
+        return {status: found[status] for status in (*STATUSES, *SHOWN_ONLY) if found[status]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "counts": self.counts}
+        runs = [{**asdict(run), "shown": run.shown} for run in self.runs]
+        return {**asdict(replace(self, runs=[])), "runs": runs, "counts": self.counts}
 
 
 def sweep_status(sweep_dir: Path) -> SweepStatus:
     """The state of every run that the plan in `sweep_dir` expects or of which a record is there.
 
-    Raises InputError where `sweep_dir` is no sweep directory.
+    Raises InputError where `sweep_dir` is no sweep directory, or where its plan or a submission is damaged.
     """
     plan_path, runs_dir = sweep_dir / PLAN_FILE, sweep_dir / RUNS_DIR
     if not plan_path.exists() and not runs_dir.is_dir():
         raise InputError(f"{sweep_dir} is not a sweep directory: it has neither {PLAN_FILE} nor {RUNS_DIR}/")
-    plan = read_plan(plan_path) if plan_path.exists() else []
-    rows, done = [], 0.0
-    for planned in plan:
-        row, flops = _run_status(runs_dir / planned.run_id, planned.spec, planned)
-        rows.append(row)
-        done += flops
-    expected = {planned.run_id for planned in plan}
-    for run_dir in sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []:
-        spec = None if run_dir.name in expected else _recorded_spec(run_dir)
-        if spec is not None:
-            rows.append(_run_status(run_dir, spec, None)[0])
-    return SweepStatus(str(sweep_dir), len(plan), rows, done, sum(planned.costs.get("flops", 0.0) for planned in plan))
+    runs, flops_done, flops = [], 0.0, 0.0
+    for expected, cost in plan_lines(plan_path) if plan_path.exists() else ():
+        run, done = _with_record(sweep_dir, expected)
+        runs.append(run)
+        flops, flops_done = flops + cost, flops_done + done
+    planned = len(runs)
+    known = {run.run_id for run in runs}
+    for name in sorted(path.name for path in runs_dir.iterdir()) if runs_dir.is_dir() else []:
+        if name not in known and (stray := _recorded(runs_dir / name)) is not None:
+            runs.append(_with_record(sweep_dir, stray)[0])
+    elements = elements_of_runs(read_submissions(sweep_dir))
+    unfinished = {run.run_id for run in runs if run.status not in FINISHED}
+    queue = ask(element for run_id in unfinished for element in elements.get(run_id, ()))
+    runs = [_with_job(sweep_dir, run, elements.get(run.run_id, []), queue) for run in runs]
+    return SweepStatus(str(sweep_dir), planned, runs, flops_done, flops, stop_reason(sweep_dir), queue.problem)
+
+
+def plan_lines(path: Path) -> Iterator[tuple[RunStatus, float]]:
+    """Each run of plan.jsonl and its FLOPs, without the checks that training makes: they would take most of the time
+    of looking at a large sweep. Raises InputError, naming the line, where one is damaged."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                content = json.loads(line)
+                run = _expected(checked(content["run_id"]), content["spec"], planned=True)
+                yield run, float(content["costs"].get("flops", 0.0))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{path}:{number} is damaged ({error}); restore it or plan into a new sweep_dir"
+                ) from error
 
 
 def last_evaluation(run_dir: Path) -> dict[str, Any] | None:
@@ -104,63 +165,81 @@ def last_evaluation(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def _run_status(run_dir: Path, spec: RunSpec, planned: PlannedRun | None) -> tuple[RunStatus, float]:
+def stop_reason(sweep_dir: Path) -> str | None:
+    """Why the jobs of the sweep train no further run; None while they do."""
+    try:
+        return str(json.loads((sweep_dir / FOLDER / STOPPED_FILE).read_text())["reason"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{FOLDER}/{STOPPED_FILE} is there, but damaged"
+
+
+def _expected(run_id: str, spec: dict[str, Any], planned: bool) -> RunStatus:
+    model = spec["model"]
+    return RunStatus(run_id, int(model["n_layer"]), int(model["d_model"]), int(spec["batch_tokens"]),
+                     float(spec["optimizer"]["lr"]), int(spec["seed"]), int(spec["steps"]), planned)  # fmt: skip
+
+
+def _recorded(run_dir: Path) -> RunStatus | None:
+    """The run whose record lies there though no plan expects it."""
+    try:
+        spec = json.loads((run_dir / SPEC_FILE).read_text())
+        return _expected(spec["run_id"], spec, planned=False) if spec["run_id"] == run_dir.name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not a run's directory, or a record that `isoloss collect` sets aside by name
+
+
+def _with_record(sweep_dir: Path, run: RunStatus) -> tuple[RunStatus, float]:
+    """`run` as its record says, and the FLOPs it has behind it."""
+    try:
+        run_dir = folder_of(sweep_dir, run.run_id)
+    except InputError as error:
+        return replace(run, error=str(error)), 0.0
     recorded = read_status(run_dir) or {}
     row = last_evaluation(run_dir) or {}
     status = recorded.get("status", "planned")
-    return RunStatus(
-        run_id=spec.run_id,
-        n_layer=spec.model.n_layer,
-        d_model=spec.model.d_model,
-        batch_tokens=spec.batch_tokens,
-        lr=spec.optimizer.lr,
-        seed=spec.seed,
+    return replace(
+        run,
         status=status,
         active=status == "running" and is_held(run_dir),
-        planned=planned is not None,
+        by_job=recorded.get("claim") is not None,
         attempts=recorded.get("attempts", 0),
+        failures=recorded.get("failures", int(status == "failed")),  # records of earlier versions did not count
         steps_done=row.get("step", 0),
-        steps=spec.steps,
         test_loss=row.get("test_loss"),
         error=recorded.get("error"),
+        notes=tuple(recorded.get("notes", ())),
+        cancelled=status not in FINISHED and (run_dir / CANCEL_FILE).exists(),
     ), row.get("flops", 0.0)
 
 
-def _recorded_spec(run_dir: Path) -> RunSpec | None:
+def _with_job(sweep_dir: Path, run: RunStatus, elements: list[Element], queue: Queue) -> RunStatus:
+    """`run` with its job, and without the claims of a record whose job is gone."""
+    if not elements:
+        return run
+    element = next((e for e in reversed(elements) if e.job_id in queue.states and queue.states[e.job_id].live),
+                   elements[-1])  # fmt: skip
+    if run.status in FINISHED:
+        return replace(run, job=Job(element.job_id))
+    state = queue.states.get(element.job_id)
+    live = None if queue.problem else bool(state and state.live)
+    job = Job(element.job_id, live=live)
+    if state is not None:
+        job = Job(element.job_id, state.state, state.node or None, state.reason or None, live)
+    run_dir = sweep_dir / RUNS_DIR / run.run_id
+    # A process that cannot be seen counts as alive for minutes after its last sign; of a job it is known at once.
+    active = run.active and not (run.by_job and live is False)
+    cancelled = run.cancelled or (live is False and state is not None and state.state == "CANCELLED")
+    run = replace(run, job=job, active=active, cancelled=cancelled)
+    if run.error is None and run.shown in ("lost", "failed"):
+        return replace(run, error=_last_line(run_dir / TRACEBACK_FILE))
+    return run
+
+
+def _last_line(path: Path) -> str | None:
     try:
-        data = json.loads((run_dir / SPEC_FILE).read_text())
-        data.pop("run_id", None)
-        return build(RunSpec, data)
-    except (OSError, ValueError):  # not a run's directory, or a record that `isoloss collect` sets aside by name
+        lines = path.read_text(errors="replace").split("\n")
+    except OSError:
         return None
-
-
-def status_table(state: SweepStatus) -> Table:
-    """A table for the terminal: what has failed and what runs first, the finished ones last."""
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for name in ("run", "shape", "B", "lr", "seed", "status", "steps", "loss", "attempts", "reason"):
-        table.add_column(name, justify="left" if name in ("run", "shape", "status", "reason") else "right")
-    order = {"failed": 0, "interrupted": 1, "running": 2, "out_of_memory": 3, "diverged": 4, "planned": 5, "done": 6}
-    for run in sorted(state.runs, key=lambda run: order.get(run.shown, 0)):
-        table.add_row(
-            run.run_id,
-            f"{run.n_layer}x{run.d_model}",
-            str(run.batch_tokens),
-            f"{run.lr:.4g}",
-            str(run.seed),
-            run.shown + ("" if run.planned or not state.expected else " (not in the plan)"),
-            f"{run.steps_done}/{run.steps}",
-            "" if run.test_loss is None else f"{run.test_loss:.4f}",
-            str(run.attempts),
-            run.error or "",
-        )
-    return table
-
-
-def status_line(state: SweepStatus) -> str:
-    """One line: present of expected, by status, and the share of the FLOPs."""
-    counts = ", ".join(f"{count} {status}" for status, count in state.counts.items())
-    share = f"; {state.flops_done / state.flops:.0%} of {state.flops:.3g} FLOP" if state.flops else ""
-    return f"{state.sweep_dir}: {state.expected or len(state.runs)} runs: {counts or 'none'}{share}"
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)

@@ -188,15 +188,19 @@ def status(argv: list[str]) -> int:
                      "isoloss status sweeps/quick")  # fmt: skip
     parser.add_argument("sweep_dir", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON (- for stdout)")
+    parser.add_argument("--all", action="store_true", help="list every run of a large sweep, also done and waiting")
     options = parser.parse_args(argv)
-    from sweep.status import status_line, status_table, sweep_status
+    from sweep.status import sweep_status
+    from sweep.status_table import remarks, status_line, status_table
 
     state = sweep_status(options.sweep_dir)
     if options.json:
         _write_json(options.json, state.to_dict())
     if str(options.json) != "-":
-        _print_table(status_table(state))
+        _print_table(status_table(state, options.all))
         print(status_line(state))
+        for line in remarks(state, options.all):
+            print(line)
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.atomic import write_json
+from sweep.run_dir import checked
 from sweep.schema import InputError
 from sweep.spec import build
 
@@ -25,7 +26,6 @@ STOPPED_FILE = "stopped.json"  # in FOLDER: {"reason", "when"}; jobs that see it
 CANCEL_FILE = "cancel"  # in a run directory: this run is not to be trained until somebody asks for it again
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
-_RUN_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Element:
         if not _JOB_ID.fullmatch(self.job_id):
             raise InputError(f"{self.job_id!r} is no SLURM job id")
         for run_id in self.run_ids:
-            if not _RUN_ID.fullmatch(run_id):
-                raise InputError(f"{run_id!r} is no run_id")
+            checked(run_id)
 
     @property
     def array_id(self) -> str:
@@ -90,7 +89,7 @@ def write_submission(sweep_dir: Path, submission: Submission) -> None:
 def read_submissions(sweep_dir: Path) -> list[Submission]:
     """All submissions of a sweep, the oldest first; none where there was none. Raises InputError for a damaged file."""
     found = []
-    for path in sorted((sweep_dir / FOLDER).glob("*.json")):
+    for path in sorted((sweep_dir / FOLDER).glob("[0-9]*.json")):
         try:
             found.append(build(Submission, json.loads(path.read_text()), path.name))
         except ValueError as error:
