@@ -34,8 +34,15 @@ make_venv() {
   fi
 }
 
+torch_requirement() {
+  python -c '
+import tomllib
+names = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
+print(next(name for name in names if name.startswith("torch")))'
+}
+
 set_up() {
-  local extra=${1:-} wanted torch quiet=
+  local extra=${1:-} wanted quiet=
   make_venv
   PATH="$PWD/.venv/bin:$PATH"
   # The stamps say what was installed: the dependencies as they are written now, from this folder.
@@ -45,11 +52,8 @@ set_up() {
   fi
   echo "installing isoloss into .venv"
   [ -t 1 ] || quiet=--quiet
-  torch=$(python -c '
-import tomllib
-names = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
-print(next(name for name in names if name.startswith("torch")))')
-  python -m pip install $quiet "$torch"  # first and alone, so that a build for CPUs that is at hand is preferred
+  # First and alone, so that a build for CPUs that is at hand is preferred.
+  python -m pip install $quiet "$(torch_requirement)"
   python -m pip install $quiet --editable ".${extra:+[$extra]}"
   echo "$wanted" | tee ".venv/installed-" ".venv/installed-$extra" >/dev/null
 }
