@@ -40,12 +40,13 @@ from sweep.schema import (
     STEPS_FILE,
     InputError,
 )
-from sweep.spec import PlannedRun, RunSpec, build
+from sweep.spec import Execution, PlannedRun, RunSpec, build
 
 STEP_SERIES = ("train_loss", "lr", "grad_norm")
 FINISHED = frozenset({"done", "diverged", "out_of_memory"})  # statuses that are results: not trained again
 TRACEBACK_FILE = "error.txt"  # the whole of the last exception
 NOTES_KEPT = 20
+FAILURE_FIELDS = ("retry", "traceback")  # of a failed run's status only
 
 
 class RunRecord:
@@ -178,7 +179,10 @@ def write_status(run_dir: Path, status: str, lease: Lease | None = None, **field
     assert status in STATUSES, status
     before = _read_json(run_dir / STATUS_FILE) or {"attempts": 0, "error": None}
     attempt = {"attempt": lease.number, "claim": lease.holder.claim} if lease else {}
-    write_json(run_dir / STATUS_FILE, {**before, **fields, **attempt, "status": status, "updated": time.time()}, lease)
+    content = {**before, **fields, **attempt, "status": status, "updated": time.time()}
+    if status != "failed":
+        content = {name: value for name, value in content.items() if name not in FAILURE_FIELDS}
+    write_json(run_dir / STATUS_FILE, content, lease)
 
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:
@@ -205,6 +209,14 @@ def read_record(run_dir: Path) -> Record:
     step's)."""
     record = _read(run_dir)
     return dataclasses.replace(record, status=_in_force(run_dir, record.status))
+
+
+def read_execution(run_dir: Path) -> Execution | None:
+    """How the run in `run_dir` is computed, as its last attempt began; None where no attempt has, or it is damaged."""
+    try:
+        return build(Execution, (_read_json(run_dir / MANIFEST_FILE) or {})["execution"])
+    except (KeyError, InputError):
+        return None
 
 
 def damage(run_dir: Path) -> str | None:

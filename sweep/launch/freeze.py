@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.plan import read_plan, write_plan
-from sweep.record import read_record, read_status
+from sweep.record import FINISHED as FINISHED
+from sweep.record import damage, read_execution, read_status
 from sweep.schema import MANIFEST_FILE, PLAN_FILE, RUNS_DIR, InputError
-from sweep.spec import DataSpec, PlannedRun, Source
-
-# Statuses that are results: such a run is not trained again.
-FINISHED = frozenset({"done", "diverged", "out_of_memory"})
+from sweep.spec import DataSpec, Execution, PlannedRun, Source
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,9 @@ def recorded_status(run_dir: Path) -> str:
 
 
 def has_result(run_dir: Path) -> bool:
-    """Whether a run has ended for good and its record can be read; a damaged record is made again."""
-    if recorded_status(run_dir) not in FINISHED:
-        return False
-    try:
-        read_record(run_dir)
-    except InputError:
-        return False
-    return True
+    """Whether a run has ended for good, by the attempt in force, and its record can be read; a damaged record is made
+    again."""
+    return recorded_status(run_dir) in FINISHED and damage(run_dir) is None
 
 
 def expected_cost(planned: PlannedRun) -> float:
@@ -95,10 +88,19 @@ def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun
 
 
 def _onward(earlier: PlannedRun, new: PlannedRun) -> PlannedRun:
+    return dataclasses.replace(earlier, source=new.source, execution=_execution(earlier.execution, new.execution))
+
+
+def _execution(earlier: Execution, new: Execution) -> Execution:
     # A plan made for a GPU leaves the micro-batch to it; going on with a CPU takes the CPU's.
-    micro_batch = earlier.execution.micro_batch or new.execution.micro_batch
-    execution = dataclasses.replace(earlier.execution, micro_batch=micro_batch)
-    return dataclasses.replace(earlier, source=new.source, execution=execution)
+    return dataclasses.replace(earlier, micro_batch=earlier.micro_batch or new.micro_batch)
+
+
+def as_begun(planned: PlannedRun, run_dir: Path) -> PlannedRun:
+    """A run of its own, without a frozen plan: computed as it was when it began, so that a resume repeats the same
+    arithmetic."""
+    earlier = read_execution(run_dir)
+    return dataclasses.replace(planned, execution=_execution(earlier, planned.execution)) if earlier else planned
 
 
 def on_text(sweep_dir: Path, runs: list[PlannedRun], progress: bool) -> tuple[list[PlannedRun], dict[str, Path]]:

@@ -18,10 +18,12 @@ from multiprocessing.process import BaseProcess
 from sweep.config import LocalLauncher, TrackingConfig
 from sweep.estimate import available_cores, plan_device
 from sweep.launch import worker
+from sweep.launch.failures import common_failure
 from sweep.launch.freeze import Frozen, recorded_status
 from sweep.launch.progress import Progress
 from sweep.launch.worker import Ended, Evaluated, Job, Ready
-from sweep.record import write_status
+from sweep.lease import LeaseLost, hold, is_held
+from sweep.record import RunRecord
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
 
@@ -35,6 +37,7 @@ class Outcome:
     statuses: Counter[str] = field(default_factory=Counter)
     errors: dict[str, str] = field(default_factory=dict)  # run_id -> last error of a failed run
     stopped: bool = False
+    hopeless: str | None = None  # why the sweep has stopped by itself
 
 
 def devices(asked: str) -> list[str]:
@@ -92,6 +95,7 @@ class Pool:
         self.queue: deque[PlannedRun] = deque()
         self.workers: list[_Worker] = []
         self.failures: Counter[str] = Counter()
+        self.results: list[tuple[str, str | None]] = []  # status and error of the runs that have ended for good
         self.lost_starts = 0
         self.stopping = 0  # signals so far
         self.outcome = Outcome()
@@ -139,22 +143,37 @@ class Pool:
         idle.job = None
         if self.queue and not self.stopping:
             planned = self.queue.popleft()
-            idle.job = Job(planned, self.frozen.run_dir(planned), self.frozen.corpus(planned))
+            failures = self.failures[planned.run_id]
+            idle.job = Job(planned, self.frozen.run_dir(planned), self.frozen.corpus(planned), failures)
         with contextlib.suppress(OSError):  # it has died meanwhile; its pipe says so next
             idle.pipe.send(idle.job)
 
     def _ended(self, planned: PlannedRun, ended: Ended) -> None:
-        if ended.status == "running" and not self.stopping:
+        if ended.status == "running" and self.stopping:
+            return
+        if ended.status == "running" and ended.error:  # somebody else trains it now
+            self.outcome.errors[planned.run_id] = ended.error
+            return
+        if ended.status == "running":
             ended = Ended("failed", "its worker was told to stop, but not by this sweep")
         if ended.status == "failed":
             self.failures[planned.run_id] += 1
             if ended.retry and self.failures[planned.run_id] <= self.launcher.retries and not self.stopping:
-                self.queue.append(planned)
+                self._try_again(planned)
                 self.progress.say(f"run {planned.run_id} failed and is tried again: {ended.error}")
                 return
             self.outcome.errors[planned.run_id] = ended.error or "unknown"
-        if ended.status != "running":
-            self.progress.ended(planned, ended.status, ended.error)
+        self.progress.ended(planned, ended.status, ended.error)
+        self.results.append((ended.status, ended.error))
+        if not self.stopping and (reason := common_failure(self.results, self.launcher.stop_after)):
+            self.outcome.hopeless = reason
+            self._stop()
+
+    def _try_again(self, planned: PlannedRun) -> None:
+        if any(status != "failed" for status, _ in self.results):
+            self.queue.append(planned)
+        else:  # nothing has worked so far: whether it can is seen soonest so
+            self.queue.appendleft(planned)
 
     def _gone(self, lost: _Worker) -> None:
         """A worker's pipe has closed: it has ended, or it was killed together with its run."""
@@ -164,9 +183,7 @@ class Pool:
         job, code = lost.job, lost.process.exitcode or 0
         if job is not None and not self.stopping:
             error = f"worker killed by signal {-code}" if code < 0 else f"worker ended with exit code {code}"
-            with contextlib.suppress(OSError):
-                write_status(job.run_dir, "failed", error=error)
-            self._ended(job.planned, Ended("failed", error))
+            self._ended(job.planned, buried(job, error))
         if not lost.asked:
             self.lost_starts += 1
             if self.lost_starts >= START_ATTEMPTS and not self.stopping:
@@ -184,15 +201,19 @@ class Pool:
         theirs.close()  # so that the worker's death closes the pipe
         self.workers.append(_Worker(process, ours, device))
 
+    def _stop(self) -> None:
+        """Ask the workers for a checkpoint and their end; the second time, end them."""
+        self.stopping += 1
+        for w in self.workers:
+            if self.stopping == 1:
+                w.process.terminate()
+            else:
+                w.process.kill()
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def stop(number: int, frame: object) -> None:
-            self.stopping += 1
-            for w in self.workers:
-                if self.stopping == 1:
-                    w.process.terminate()
-                else:
-                    w.process.kill()
+            self._stop()
 
         earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -202,6 +223,27 @@ class Pool:
                 signal.signal(number, handler)
 
 
+def buried(job: Job, error: str) -> Ended:
+    """How the run of a worker that has died has ended: failed with `error`, which its record says from now on, unless
+    it was finished or somebody else trains it."""
+    try:
+        with hold(job.run_dir, "run") as lease:
+            record = RunRecord(job.run_dir, lease)
+            if finished := record.adopt():
+                return Ended(finished)
+            record.fail(error)
+    except (OSError, InputError, LeaseLost):  # the record cannot say so; the sweep does
+        pass
+    return Ended("failed", error)
+
+
 def status_of(frozen: Frozen, planned: PlannedRun, outcome: Outcome) -> str:
-    """A run's status now: failed where this sweep saw it fail (even if its record could not say so), else recorded."""
-    return "failed" if planned.run_id in outcome.errors else recorded_status(frozen.run_dir(planned))
+    """A run's status now, when the sweep has ended: failed where this sweep saw it fail (even if its record could not
+    say so), interrupted where it is recorded as running and nobody trains it, else as recorded."""
+    run_dir = frozen.run_dir(planned)
+    status = recorded_status(run_dir)
+    if status == "running" and is_held(run_dir):
+        return status
+    if planned.run_id in outcome.errors:
+        return "failed"
+    return "interrupted" if status == "running" else status
