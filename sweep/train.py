@@ -60,7 +60,7 @@ def train_run(
         )
     check_epochs(spec, planned.source, corpus)
     with numerics(spec.precision, planned.execution, device), _stop_signals() as stop:
-        record = RunRecord(run_dir)
+        record = RunRecord(run_dir, lease)
         unique = Sequences(corpus.train, spec.model.n_ctx, spec.seed).unique_tokens
         record.begin(planned, describe(corpus, device, unique))
         try:

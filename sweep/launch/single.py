@@ -15,12 +15,14 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.compose import packaged_configs, settle
-from sweep.config import read_config
-from sweep.launch.freeze import has_result, on_text, recorded_status
+from sweep.config import TrackingConfig, read_config
+from sweep.launch.freeze import as_begun, has_result, on_text, recorded_status
 from sweep.launch.local import devices
 from sweep.launch.worker import Job, train_job
 from sweep.plan import plan_one
 from sweep.schema import RUNS_DIR, InputError
+from sweep.spec import PlannedRun
+from sweep.world import World, join
 
 
 class RunFailed(Exception):
@@ -47,9 +49,9 @@ def main(config: DictConfig) -> float:
 
 def train_one(config: dict[str, Any]) -> float:
     """Train the one run of a composed configuration, or resume it; returns its last test loss in nats per token, NaN
-    where there is none. Raises InputError for unusable input and RunFailed where the run failed."""
+    where there is none. Several processes, started by torchrun or srun, train it together. Raises InputError for
+    unusable input and RunFailed where the run failed."""
     from sweep.status import last_evaluation
-    from sweep.tracking import Mirror
 
     typed = read_config(config)
     device = devices(typed.launcher.device)[0]
@@ -57,18 +59,28 @@ def train_one(config: dict[str, Any]) -> float:
     planned = plan_one(config)
     sweep_dir = Path(config["sweep_dir"]).expanduser()
     run_dir = sweep_dir / RUNS_DIR / planned.run_id
-    status = recorded_status(run_dir)
-    if not has_result(run_dir):
-        [planned], corpora = on_text(sweep_dir, [planned], progress=True)
-        job = Job(planned, run_dir, corpora[planned.data_hash or ""])
-        ended = train_job(job, device, Mirror(typed.tracking), _show)
-        if ended.status == "failed":
-            raise RunFailed(ended.error) if ended.retry else InputError(ended.error)
-        status = ended.status
-    loss = (last_evaluation(run_dir) or {}).get("test_loss", math.nan)
-    hint = "; the same command goes on with it" if status == "running" else ""
-    print(f"{planned.run_id}  {status}  test loss {loss:.4f} nats/token  {run_dir}{hint}", flush=True)
+    with join() as world:
+        if world.first(lambda: has_result(run_dir)):
+            status = recorded_status(run_dir)
+        else:
+            status = _train(planned, sweep_dir, device, typed.tracking, world)
+        loss = (last_evaluation(run_dir) or {}).get("test_loss", math.nan)
+        if world.rank == 0:
+            shown, hint = ("interrupted", "; the same command goes on with it") if status == "running" else (status, "")
+            print(f"{planned.run_id}  {shown}  test loss {loss:.4f} nats/token  {run_dir}{hint}", flush=True)
     return float(loss)
+
+
+def _train(planned: PlannedRun, sweep_dir: Path, device: str, tracking: TrackingConfig, world: World) -> str:
+    from sweep.tracking import Mirror
+
+    run_dir = sweep_dir / RUNS_DIR / planned.run_id
+    [planned], corpora = world.first(lambda: on_text(sweep_dir, [as_begun(planned, run_dir)], progress=True))
+    job = Job(planned, run_dir, corpora[planned.data_hash or ""])
+    ended = train_job(job, device, Mirror(tracking), _show, world=world)
+    if ended.status == "failed":
+        raise RunFailed(ended.error) if ended.retry else InputError(ended.error)
+    return ended.status
 
 
 def _show(row: dict[str, Any]) -> None:
