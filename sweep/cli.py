@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sweep import verbs
 from sweep.schema import RUNS_DIR, InputError
-from sweep.verbs import RunsFailed
+from sweep.verbs import records, training
+from sweep.verbs.common import RunsFailed
 
 USAGE = """\
 isoloss: measure scaling laws of language models, from a sweep of training runs to figures.
@@ -84,17 +84,17 @@ def _analysis(verb: str, argv: list[str]) -> int:
     if not {"-h", "--help"} & set(argv):
         for argument in argv:
             if (Path(argument) / RUNS_DIR).is_dir():
-                verbs.collect_records(Path(argument))
+                records.collect_records(Path(argument))
     return run(verb, argv)
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "plan": verbs.plan,
-    "sweep": verbs.sweep,
-    "train": verbs.train,
-    "status": verbs.status,
-    "collect": verbs.collect,
-    "sync": verbs.sync,
+    "plan": training.plan,
+    "sweep": training.sweep,
+    "train": training.train,
+    "status": records.status,
+    "collect": records.collect,
+    "sync": records.sync,
 }
 ANALYSIS_VERBS = ("analyze", "figures", "fit", "predict")
 
