@@ -6,6 +6,7 @@ they may differ between machines without making it another run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -150,10 +151,10 @@ class RunSpec:
         """D: tokens processed by the end of the run."""
         return self.batch_tokens * self.steps
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Sixteen hexadecimal digits of the hash of all fields."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(plain(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -214,7 +215,7 @@ class PlannedRun:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the run_id first."""
-        return {"run_id": self.run_id, **dataclasses.asdict(self)}
+        return {"run_id": self.run_id, **plain(self)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -227,6 +228,15 @@ class PlannedRun:
 
 
 T = typing.TypeVar("T")
+Convert = Callable[[Any, str], Any]  # of a plain value, and of where it stands for the message
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass, with the dataclasses in its fields, as plain data: `dataclasses.asdict` without copies of values."""
+    return {
+        name: plain(value) if dataclasses.is_dataclass(value := getattr(record, name)) else value
+        for name in _layout(type(record))  # type: ignore[arg-type]
+    }
 
 
 def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
@@ -234,58 +244,81 @@ def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
     InputError. Numbers are normalised to the field's type, so that 8 and 8.0 give one hash."""
     if not isinstance(data, dict):
         raise InputError(f"{where or cls.__name__} must be a mapping, not {data!r}")
-    hints = _hints(cls)  # type: ignore[arg-type]
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = _layout(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             raise InputError(f"unknown key {_join(where, key)}{suggest(key, fields)}")
     values = {}
-    for name, f in fields.items():
+    for name, (convert, required) in fields.items():
         if name in data:
-            values[name] = _convert(hints[name], data[name], _join(where, name))
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            values[name] = convert(data[name], _join(where, name))
+        elif required:
             raise InputError(f"missing key {_join(where, name)}")
     return cls(**values)
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _layout(cls: type) -> dict[str, tuple[Convert, bool]]:
+    """Of each field of a dataclass: how a plain value becomes one of its type, and whether it has to be given."""
+    hints = typing.get_type_hints(cls)
+    nothing = dataclasses.MISSING
+    return {
+        f.name: (_converter(hints[f.name]), f.default is nothing and f.default_factory is nothing)
+        for f in dataclasses.fields(cls)
+    }
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _converter(hint: Any) -> Convert:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        choices = [a for a in args if a is not type(None)]
-        for choice in choices[:-1]:
-            try:
-                return _convert(choice, value, where)
-            except InputError:
-                continue
-        return _convert(choices[-1], value, where)
-    if origin is Literal:
-        if value not in args:
-            raise InputError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
-        return value
-    if origin is tuple and isinstance(value, str | list | tuple):
-        items = [value] if isinstance(value, str) else value
-        return tuple(_convert(args[0], v, where) for v in items)
-    if origin is dict and isinstance(value, dict):
-        return dict(value)
+        return _union([_converter(a) for a in args if a is not type(None)], type(None) in args)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int and number and math.isfinite(value) and int(value) == value:
-        return int(value)
-    if hint is float and number and math.isfinite(value):
+        return lambda value, where: value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        item = _converter(args[0])
+        return lambda value, where: _tuple(item, value, where)
+    if origin is Literal:
+        return lambda value, where: _literal(args, value, where)
+    return lambda value, where: _scalar(origin or hint, value, where)
+
+
+def _union(choices: list[Convert], optional: bool) -> Convert:
+    *first, last = choices
+
+    def convert(value: Any, where: str) -> Any:
+        if value is None and optional:
+            return None
+        for choice in first:
+            with contextlib.suppress(InputError):
+                return choice(value, where)
+        return last(value, where)
+
+    return convert
+
+
+def _tuple(item: Convert, value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, str | list | tuple):
+        raise InputError(f"{where} must be tuple, not {value!r}")
+    return tuple(item(v, where) for v in ([value] if isinstance(value, str) else value))
+
+
+def _literal(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value not in choices:
+        raise InputError(f"{where} must be one of {', '.join(map(str, choices))}, not {value!r}")
+    return value
+
+
+def _scalar(kind: type, value: Any, where: str) -> Any:
+    if kind is dict and isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        if kind in (bool, str) and isinstance(value, kind):
+            return value
+    elif kind is float and math.isfinite(value):
         return float(value)
-    raise InputError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+    elif kind is int and math.isfinite(value) and int(value) == value:
+        return int(value)
+    raise InputError(f"{where} must be {kind.__name__}, not {value!r}")
 
 
 def _positive(obj: Any, *names: str) -> None:
