@@ -22,6 +22,7 @@ from sweep.spec import Execution, PlannedRun, RunSpec
 if TYPE_CHECKING:
     from rich.table import Table
 
+LISTED = 400  # runs that a printed table holds
 _LINE_START = re.compile(rb'\{"run_id": "([0-9a-f]{16})"')
 
 
@@ -209,15 +210,18 @@ def plan_totals(runs: list[PlannedRun], workers: int = 1, target: Machine = LOCA
 
 
 def plan_table(runs: list[PlannedRun]) -> Table:
-    """The plan as a table to print: first digits of the run_id, shape, costs and what the axes usually are."""
+    """The plan as a table to print: first digits of the run_id, shape, costs and what the axes usually are. Of more
+    than LISTED runs the first and the last ones."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    left_out = max(0, len(runs) - LISTED)
+    caption = f"{left_out:,} runs between them are not listed; --json FILE has all" if left_out else None
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("run", no_wrap=True)
     table.add_column("shape", no_wrap=True)
     for heading in ("N", "batch", "D", "steps", "lr", "seed", "FLOPs", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for run in runs:
+    for run in [*runs[: LISTED // 2], *runs[-(LISTED // 2) :]] if left_out else runs:
         spec, costs = run.spec, run.costs
         table.add_row(
             run.run_id[:8],

@@ -15,6 +15,7 @@ from sweep.compose import compose
 from sweep.config import HorizonConfig
 from sweep.measure import measure
 from sweep.plan import (
+    LISTED,
     duration,
     plan_offsets,
     plan_one,
@@ -281,6 +282,16 @@ def test_table_shows_every_run() -> None:
     table = plan_table(runs)
     assert table.row_count == len(runs)
     assert list(table.columns[0].cells) == [run.run_id[:8] for run in runs]
+    assert table.caption is None
+
+
+def test_table_of_very_many_runs_shows_the_first_and_the_last() -> None:
+    runs = grid({"run": {"product": {"seed": list(range(LISTED + 7))}}})
+    table = plan_table(runs)
+    shown = [*runs[: LISTED // 2], *runs[-(LISTED // 2) :]]
+    assert list(table.columns[0].cells) == [run.run_id[:8] for run in shown]
+    assert str(table.caption).startswith("7 runs")
+    assert plan_table(runs[:LISTED]).row_count == LISTED
 
 
 @pytest.mark.parametrize(
