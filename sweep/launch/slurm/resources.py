@@ -104,7 +104,7 @@ def job_name(name: str) -> str:
 
 def check_path(sweep_dir: Path) -> None:
     """Raises InputError where the path of `sweep_dir` holds what SLURM's file names or PYTHONPATH give a meaning to."""
-    if bad := set(str(sweep_dir)) & set('%\\:\n\r'):
+    if bad := set(str(sweep_dir)) & set("%\\:\n\r"):
         named = " ".join(repr(character) for character in sorted(bad))
         raise InputError(
             f"sweep_dir {str(sweep_dir)!r} holds {named}, which SLURM reads as a sign; choose another folder"
