@@ -9,7 +9,7 @@ def fill(folder: Path) -> Path:
     """Write a file until its file system is full; returns it, to be removed."""
     ballast = folder / "ballast"
     try:
-        with ballast.open("wb", buffering=0) as file:
+        with ballast.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
     except OSError:
