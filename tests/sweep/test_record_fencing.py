@@ -164,7 +164,7 @@ def test_how_a_run_is_computed_is_read_back(plan_tiny, tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_no_line_and_no_status(plan_tiny, small_disk: Path) -> None:
     run_dir = small_disk / "run"
-    record = begin(plan_tiny(), run_dir, 0)
+    record = begin(plan_tiny(steps=100), run_dir, 0)
     record.append(row(1))
     padding = run_dir / METRICS_FILE
     ballast = fill(small_disk)
