@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweep.schema import RUNS_DIR, InputError
-from sweep.verbs import records, training
+from sweep.verbs import cluster, records, training
 from sweep.verbs.common import RunsFailed
 
 USAGE = """\
@@ -24,6 +24,11 @@ sweeps (key=value are Hydra overrides of the configuration in configs/)
   status   expected against present            isoloss status sweeps/quick
   collect  records to runs and curves tables   isoloss collect sweeps/quick
   sync     mirror the records to W&B           isoloss sync sweeps/quick --project scaling
+
+on a cluster (launcher=slurm)
+  cancel   all jobs of a sweep, or some runs   isoloss cancel sweeps/quick
+  resubmit what has failed or is lost          isoloss resubmit sweeps/quick
+  logs     where a run's output lies           isoloss logs sweeps/quick 4f1c
 
 analysis
   analyze  laws, figures and report.html       isoloss analyze sweeps/quick
@@ -95,6 +100,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "status": records.status,
     "collect": records.collect,
     "sync": records.sync,
+    "cancel": cluster.cancel,
+    "resubmit": cluster.resubmit,
+    "logs": cluster.logs,
 }
 ANALYSIS_VERBS = ("analyze", "figures", "fit", "predict")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from sweep.schema import RUNS_DIR, InputError
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
+_START = re.compile(r"[0-9a-f]{1,16}")
 
 
 def run_dir(sweep_dir: Path, run_id: str) -> Path:
@@ -27,3 +29,13 @@ def checked(run_id: str) -> str:
     if not _RUN_ID.fullmatch(run_id):
         raise InputError(f"{run_id!r} is no run_id (16 hexadecimal digits)")
     return run_id
+
+
+def matching(run_ids: Iterable[str], given: str) -> str:
+    """The one of `run_ids` that starts with `given`. Raises InputError where there is none, or more than one."""
+    found = [run_id for run_id in run_ids if run_id.startswith(given)] if _START.fullmatch(given) else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{given} is the start of {len(found)} run_ids; give more of its digits")
+    raise InputError(f"{given!r} is no run of this sweep, nor the start of its run_id; isoloss status lists them")

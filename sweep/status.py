@@ -38,6 +38,7 @@ class Job:
     say."""
 
     id: str
+    submission: int
     state: str | None = None
     node: str | None = None
     reason: str | None = None
@@ -58,9 +59,9 @@ class RunStatus:
     planned: bool  # the sweep's plan expects it
     status: str = "planned"  # one of STATUSES
     active: bool = False  # some process is training it now
-    by_job: bool = False  # a SLURM job wrote the record last
+    submission: int | None = None  # whose job wrote the record last; None: it was no job
     attempts: int = 0
-    failures: int = 0  # attempts that ended in an error since somebody asked for the run
+    failures: int = 0  # attempts that ended in an error since somebody asked for it
     steps_done: int = 0  # at the newest evaluation
     test_loss: float | None = None
     error: str | None = None
@@ -72,7 +73,8 @@ class RunStatus:
     def shown(self) -> str:
         """The status as a person wants to read it: one of STATUSES or SHOWN_ONLY."""
         live = self.job.live if self.job else None
-        if self.status in FINISHED or (self.status == "failed" and (self.failures or not live)):
+        asked_again = live and self.job and self.job.submission != self.submission
+        if self.status in FINISHED or (self.status == "failed" and not asked_again):
             return self.status
         if self.active:
             return "running"
@@ -125,10 +127,15 @@ def sweep_status(sweep_dir: Path) -> SweepStatus:
     for name in sorted(path.name for path in runs_dir.iterdir()) if runs_dir.is_dir() else []:
         if name not in known and (stray := _recorded(runs_dir / name)) is not None:
             runs.append(_with_record(sweep_dir, stray)[0])
-    elements = elements_of_runs(read_submissions(sweep_dir))
+    submissions = read_submissions(sweep_dir)
+    elements = elements_of_runs(submissions)
+    numbers = {element.job_id: one.number for one in submissions for element in one.elements}
     unfinished = {run.run_id for run in runs if run.status not in FINISHED}
     queue = ask(element for run_id in unfinished for element in elements.get(run_id, ()))
-    runs = [_with_job(sweep_dir, run, elements.get(run.run_id, []), queue) for run in runs]
+    runs = [
+        _with_job(sweep_dir, run, [_job(element, numbers, queue) for element in elements.get(run.run_id, ())])
+        for run in runs
+    ]
     return SweepStatus(str(sweep_dir), planned, runs, flops_done, flops, stop_reason(sweep_dir), queue.problem)
 
 
@@ -203,9 +210,9 @@ def _with_record(sweep_dir: Path, run: RunStatus) -> tuple[RunStatus, float]:
         run,
         status=status,
         active=status == "running" and is_held(run_dir),
-        by_job=recorded.get("claim") is not None,
+        submission=(recorded.get("claim") or (None,))[0],
         attempts=recorded.get("attempts", 0),
-        failures=recorded.get("failures", int(status == "failed")),  # records of earlier versions did not count
+        failures=recorded.get("failures", 0),
         steps_done=row.get("step", 0),
         test_loss=row.get("test_loss"),
         error=recorded.get("error"),
@@ -214,27 +221,27 @@ def _with_record(sweep_dir: Path, run: RunStatus) -> tuple[RunStatus, float]:
     ), row.get("flops", 0.0)
 
 
-def _with_job(sweep_dir: Path, run: RunStatus, elements: list[Element], queue: Queue) -> RunStatus:
+def _with_job(sweep_dir: Path, run: RunStatus, jobs: list[Job]) -> RunStatus:
     """`run` with its job, and without the claims of a record whose job is gone."""
-    if not elements:
+    if not jobs:
         return run
-    element = next((e for e in reversed(elements) if e.job_id in queue.states and queue.states[e.job_id].live),
-                   elements[-1])  # fmt: skip
-    if run.status in FINISHED:
-        return replace(run, job=Job(element.job_id))
-    state = queue.states.get(element.job_id)
-    live = None if queue.problem else bool(state and state.live)
-    job = Job(element.job_id, live=live)
-    if state is not None:
-        job = Job(element.job_id, state.state, state.node or None, state.reason or None, live)
-    run_dir = sweep_dir / RUNS_DIR / run.run_id
+    job = next((job for job in reversed(jobs) if job.live), jobs[-1])
     # A process that cannot be seen counts as alive for minutes after its last sign; of a job it is known at once.
-    active = run.active and not (run.by_job and live is False)
-    cancelled = run.cancelled or (live is False and state is not None and state.state == "CANCELLED")
+    active = run.active and not (job.live is False and run.submission is not None)
+    cancelled = run.cancelled or (job.live is False and job.state == "CANCELLED")
     run = replace(run, job=job, active=active, cancelled=cancelled)
     if run.error is None and run.shown in ("lost", "failed"):
-        return replace(run, error=_last_line(run_dir / TRACEBACK_FILE))
+        return replace(run, error=_last_line(sweep_dir / RUNS_DIR / run.run_id / TRACEBACK_FILE))
     return run
+
+
+def _job(element: Element, numbers: dict[str, int], queue: Queue) -> Job:
+    submission = numbers[element.job_id]
+    state = queue.states.get(element.job_id)
+    live = None if queue.problem else bool(state and state.live)
+    if state is None:
+        return Job(element.job_id, submission, live=live)
+    return Job(element.job_id, submission, state.state, state.node or None, state.reason or None, live)
 
 
 def _last_line(path: Path) -> str | None:

@@ -79,7 +79,7 @@ def _job(job: Job | None) -> str:
     if job is None:
         return ""
     where = job.node or (f"({job.reason})" if job.reason else "")
-    return " ".join(filter(None, (job.id, job.state or ("gone" if job.live is False else ""), where)))
+    return " ".join(filter(None, (job.id, job.state or "", where)))
 
 
 def _reason(run: RunStatus) -> str:

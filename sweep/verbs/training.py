@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweep.schema import InputError
 from sweep.verbs.common import RunsFailed, composed, composing_parser, print_table, write_json
+
+if TYPE_CHECKING:
+    from sweep.launch.freeze import Frozen
+    from sweep.launch.local import Outcome
 
 
 def plan(argv: list[str]) -> int:
@@ -54,11 +59,12 @@ def plan(argv: list[str]) -> int:
 
 
 def sweep(argv: list[str]) -> int:
-    """Train what is left of a sweep."""
+    """Train what is left of a sweep, or submit it."""
     options = composing_parser(
         "sweep",
         "Train every run of a sweep. The same command again skips what is done, resumes what was cut off and retries\n"
-        "what failed; sweep_dir=DIR chooses where it is kept.",
+        "what failed; sweep_dir=DIR chooses where it is kept. With launcher=slurm jobs do it, and the command returns\n"
+        "once they are submitted (launcher.wait=true: stays until they have ended).",
         "isoloss sweep experiment=quick sweep_dir=sweeps/first launcher.workers=2",
     ).parse_intermixed_args(argv)
     config = composed(options)
@@ -69,23 +75,35 @@ def sweep(argv: list[str]) -> int:
     from sweep.launch.local import devices, launch
     from sweep.lease import hold
     from sweep.plan import plan_sweep
+    from sweep.verbs import cluster
 
     typed = read_config(config)
     launcher = typed.launcher
-    if isinstance(launcher, SlurmLauncher):
-        raise InputError("launcher=slurm can be planned, but not yet submitted")
-    # What torch finds, not what the files of a driver suggest, decides the micro-batches.
-    config["launcher"]["device"] = devices(launcher.device)[0].partition(":")[0]
+    if not isinstance(launcher, SlurmLauncher):
+        # What torch finds, not what the files of a driver suggest, decides the micro-batches.
+        config["launcher"]["device"] = devices(launcher.device)[0].partition(":")[0]
     runs = plan_sweep(config)
     sweep_dir = Path(config["sweep_dir"]).expanduser()
     with hold(sweep_dir, "sweep"):
         frozen = freeze(sweep_dir, runs, progress=sys.stdout.isatty())
-        outcome = launch(frozen, launcher, typed.tracking)
+        if isinstance(launcher, SlurmLauncher):
+            cluster.sweep(frozen, launcher, typed.tracking)
+        else:
+            outcome = launch(frozen, launcher, typed.tracking)
+    if isinstance(launcher, SlurmLauncher):
+        if not launcher.wait:
+            return 0
+        outcome = cluster.wait(frozen)
+    return _conclude(frozen, outcome)
+
+
+def _conclude(frozen: Frozen, outcome: Outcome) -> int:
+    """Print how a sweep has ended. Raises RunsFailed where something is left to do."""
     counts = ", ".join(f"{count} {status}" for status, count in outcome.statuses.items())
-    print(f"{sweep_dir}: {counts}")
+    print(f"{frozen.sweep_dir}: {counts}")
     if outcome.hopeless:
         raise RunsFailed(
-            f"{outcome.hopeless}; the others wait for the same command, isoloss status {sweep_dir} lists them"
+            f"{outcome.hopeless}; the others wait for the same command, isoloss status {frozen.sweep_dir} lists them"
         )
     if outcome.stopped:
         raise RunsFailed("stopped; the same command goes on with the sweep")
@@ -93,9 +111,11 @@ def sweep(argv: list[str]) -> int:
         run_id, reason = next(iter(outcome.errors.items()))
         raise RunsFailed(
             f"{len(outcome.errors)} of {len(frozen.runs)} runs failed, the first {run_id}: {reason}; the same command "
-            f"tries them again, isoloss status {sweep_dir} lists them"
+            f"tries them again, isoloss status {frozen.sweep_dir} lists them"
         )
-    print(f"next: isoloss analyze {sweep_dir}")
+    if outcome.statuses["cancelled"]:
+        raise RunsFailed(f"{outcome.statuses['cancelled']} runs cancelled; the same command submits them again")
+    print(f"next: isoloss analyze {frozen.sweep_dir}")
     return 0
 
 

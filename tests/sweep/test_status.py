@@ -160,23 +160,30 @@ def test_runs_of_a_cluster_show_what_became_of_their_jobs(
     assert [run.shown for run in state.runs] == [
         "running", "queued", "queued", "lost", "cancelled", "lost", "lost", "planned"]  # fmt: skip
     jobs = [run.job for run in state.runs]
-    assert jobs[0] == jobs[1] == Job("7_0", "RUNNING", "node1", None, True)
-    assert jobs[2] == Job("7_1", "PENDING", None, "Priority", True)
-    assert jobs[3] == Job("8", "OUT_OF_MEMORY", "node2", None, False)
-    assert jobs[6] == Job("11", live=False)  # the last of two, both gone
+    assert jobs[0] == jobs[1] == Job("7_0", 1, "RUNNING", "node1", None, True)
+    assert jobs[2] == Job("7_1", 1, "PENDING", None, "Priority", True)
+    assert jobs[3] == Job("8", 1, "OUT_OF_MEMORY", "node2", None, False)
+    assert jobs[6] == Job("11", 2, live=False)  # the last of two, both gone
     assert state.runs[5].error == "MemoryError: 3 GB"
 
     lines = printed(state)
     assert lines[0].split()[-2:] == ["job", "reason"]
     assert "8 OUT_OF_MEMORY node2" in lines[1]
-    assert "7_2 gone" in lines[2]
+    assert " 7_2 " in lines[2]
     assert "MemoryError: 3 GB" in lines[2]
     assert any("7_1 PENDING (Priority)" in line for line in lines)
     assert "8 runs: 1 planned, 1 running, 2 queued, 3 lost, 1 cancelled" in status_line(state)
     assert f"isoloss resubmit {sweep_dir} submits 3 again" in remarks(state)[0]
     runs = json.loads(json.dumps(state.to_dict()))["runs"]
     assert {"shown": "queued", "status": "planned", "cancelled": False}.items() <= runs[2].items()
-    assert runs[2]["job"] == {"id": "7_1", "state": "PENDING", "node": None, "reason": "Priority", "live": True}
+    assert runs[2]["job"] == {
+        "id": "7_1",
+        "submission": 1,
+        "state": "PENDING",
+        "node": None,
+        "reason": "Priority",
+        "live": True,
+    }
 
 
 def test_of_several_jobs_the_one_that_lives_counts(
@@ -201,15 +208,17 @@ def test_a_record_that_says_running_is_lost_with_its_job(
     assert [run.shown for run in state.runs[:2]] == ["lost", "running"]
 
 
-def test_failures_count_from_when_somebody_asked(
+def test_a_failed_run_that_was_submitted_again_waits(
     sweep_dir: Path, plan: list[PlannedRun], slurm: Callable[..., None]
 ) -> None:
-    slurm("7|RUNNING|node1|None\n")
-    submit(sweep_dir, ("7", plan[:2]), ("8", plan[2:3]))
-    for run, failures in zip(plan, (0, 1, 3), strict=False):
-        write_status(record(sweep_dir, run, "failed", 0.5, "ValueError: [no] luck"), "failed", failures=failures)
+    slurm("7|RUNNING|node1|None\n8|PENDING||Priority\n")
+    submit(sweep_dir, ("7", plan[:3]))
+    for run in plan[:3]:
+        with hold(record(sweep_dir, run, "failed", 0.5, "ValueError: [no] luck"), "run", claim=(1, 0)) as lease:
+            write_status(lease.directory, "failed", lease, failures=1)
+    submit(sweep_dir, ("8", plan[1:2]), ("9", plan[2:3]))
     state = sweep_status(sweep_dir)
-    assert [run.shown for run in state.runs[:3]] == ["queued", "failed", "failed"]
+    assert [run.shown for run in state.runs[:3]] == ["failed", "queued", "failed"]
     assert "ValueError: [no] luck" in printed(state)[1]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,12 +94,6 @@ def read_submissions(sweep_dir: Path) -> list[Submission]:
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}); restore it, or remove it to forget its jobs") from error
     return found
-
-
-def newest_elements(submissions: list[Submission]) -> Iterator[tuple[str, Element]]:
-    """Every run that was ever submitted with the element that was submitted last for it."""
-    latest = {run_id: element for one in submissions for element in one.elements for run_id in element.run_ids}
-    yield from latest.items()
 
 
 def elements_of_runs(submissions: list[Submission]) -> dict[str, list[Element]]:

@@ -1,0 +1,171 @@
+"""Verbs for what was submitted to a cluster: cancel, resubmit, logs; and `isoloss sweep launcher=slurm`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.schema import PLAN_FILE, InputError
+from sweep.verbs.common import Parser, RunsFailed
+
+if TYPE_CHECKING:
+    from sweep.config import SlurmLauncher, TrackingConfig
+    from sweep.launch.freeze import Frozen
+    from sweep.launch.local import Outcome
+    from sweep.launch.slurm.submission import Submission
+    from sweep.spec import PlannedRun
+
+
+def cancel(argv: list[str]) -> int:
+    """Cancel jobs, or single runs."""
+    parser = Parser(
+        "cancel",
+        "Cancel what SLURM still has of a sweep, or only some runs: a job that trains others too goes on with those.\n"
+        "Runs that are cancelled keep their checkpoints; the sweep's own command submits them again.",
+        "isoloss cancel sweeps/quick",
+    )
+    parser.add_argument("sweep_dir", type=Path, metavar="DIR")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run_id or its start (default: all runs)")
+    options = parser.parse_args(argv)
+    from sweep.launch.slurm.cancel import cancel
+    from sweep.lease import hold
+    from sweep.run_dir import matching
+
+    known = _run_ids(options.sweep_dir)
+    wanted = [matching(known, run) for run in options.runs] or None
+    with hold(options.sweep_dir, "sweep"):  # nobody is submitting meanwhile
+        done = cancel(options.sweep_dir, wanted)
+    for run_id in done.without_job:
+        print(f"{run_id} is in no job that is left, or has a result: nothing to cancel")
+    for run_id in done.shared:
+        print(f"{run_id} is cancelled; its job goes on with other runs")
+    print(f"{options.sweep_dir}: {_count(len(done.jobs), 'job')} and {_count(len(done.runs), 'run')} cancelled")
+    return 0
+
+
+def resubmit(argv: list[str]) -> int:
+    """Submit failed and lost runs again."""
+    parser = Parser(
+        "resubmit",
+        "Submit again the runs of a sweep that have failed or whose jobs are lost, with the launcher's settings of\n"
+        "the last submission, or some of them changed. They go on from their checkpoints.",
+        "isoloss resubmit sweeps/quick launcher.time_limit_minutes=120",
+    )
+    parser.add_argument("sweep_dir", type=Path, metavar="DIR")
+    parser.add_argument("overrides", nargs="*", metavar="launcher.key=value", help="other settings for these jobs")
+    options = parser.parse_args(argv)
+    from sweep.launch.freeze import freeze
+    from sweep.launch.slurm.resubmit import failed_or_lost, last_settings
+    from sweep.lease import hold
+    from sweep.plan import read_plan
+    from sweep.status import sweep_status
+
+    sweep_dir = options.sweep_dir
+    launcher, tracking = last_settings(sweep_dir, options.overrides)
+    with hold(sweep_dir, "sweep"):
+        state = sweep_status(sweep_dir)
+        again = set(failed_or_lost(state))
+        if not again:
+            print(f"{sweep_dir}: no run has failed or is lost")
+            if cancelled := state.counts.get("cancelled"):
+                print(f"{_count(cancelled, 'run')} cancelled, which the sweep's own command submits again")
+            return 0
+        frozen = freeze(sweep_dir, read_plan(sweep_dir / PLAN_FILE), progress=sys.stdout.isatty())
+        _submit(frozen, [run for run in frozen.runs if run.run_id in again], launcher, tracking)
+    return 0
+
+
+def logs(argv: list[str]) -> int:
+    """Show what a run has printed."""
+    parser = Parser(
+        "logs",
+        "Where the output of a run lies: its jobs and their logs, the end of the last one, and the traceback of its\n"
+        "last error.",
+        "isoloss logs sweeps/quick 4f1c --lines 50",
+    )
+    parser.add_argument("sweep_dir", type=Path, metavar="DIR")
+    parser.add_argument("run", metavar="RUN", help="a run_id or its start")
+    parser.add_argument("--lines", type=int, default=20, metavar="N", help="of the last log (default: 20)")
+    options = parser.parse_args(argv)
+    if options.lines < 0:
+        raise InputError(f"--lines must not be negative, but is {options.lines}")
+    from sweep.launch.slurm.logs import describe
+    from sweep.run_dir import matching
+
+    run_id = matching(_run_ids(options.sweep_dir), options.run)
+    for line in describe(options.sweep_dir, run_id, options.lines):
+        print(line)
+    return 0
+
+
+def sweep(frozen: Frozen, launcher: SlurmLauncher, tracking: TrackingConfig) -> None:
+    """Submit what is left of a sweep and say so. To be called while holding the sweep's lease."""
+    left = frozen.unfinished()
+    if left:
+        _submit(frozen, left, launcher, tracking)
+    else:
+        print(f"{frozen.sweep_dir}: all {len(frozen.runs)} runs have results")
+
+
+def wait(frozen: Frozen) -> Outcome:
+    """Stay with the sweep until no job has anything left to do. Ctrl-C leaves the jobs alone."""
+    from sweep.launch.slurm.watch import watch
+
+    try:
+        return watch(frozen, frozen.unfinished())
+    except KeyboardInterrupt:
+        raise RunsFailed(
+            f"no longer watched, the jobs go on: isoloss status {frozen.sweep_dir} shows them, isoloss cancel "
+            f"{frozen.sweep_dir} ends them"
+        ) from None
+
+
+def _submit(frozen: Frozen, runs: list[PlannedRun], launcher: SlurmLauncher, tracking: TrackingConfig) -> None:
+    from sweep.launch.slurm.submit import submit
+
+    submission = submit(frozen, runs, launcher, tracking, ["isoloss", *sys.argv[1:]])
+    if submission is None:
+        print(f"{frozen.sweep_dir}: the jobs that live have all {len(runs)} runs that are left; nothing is submitted")
+    else:
+        for line in _submitted(submission, launcher, len(runs)):
+            print(line)
+    print(f"next: isoloss status {frozen.sweep_dir}", flush=True)
+
+
+def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> Iterator[str]:
+    """What a person wants to know of jobs just submitted."""
+    from sweep.launch.slurm.resources import START_UP_SECONDS
+    from sweep.plan import duration
+
+    arrays = Counter(element.array_id for element in submission.elements)
+    runs = sum(len(element.run_ids) for element in submission.elements)
+    jobs = _count(len(submission.elements), "job")
+    yield f"submitted {_count(runs, 'run')} in {jobs}, {launcher.parallel} at a time"
+    if asked > runs:
+        yield f"  {_count(asked - runs, 'other run')} in jobs that live"
+    for array, size in arrays.items():
+        yield f"  job {array}" + (f", an array of {size}" if size > 1 else "")
+    longest = max(element.seconds for element in submission.elements)
+    basis = "launcher.time_limit_minutes"
+    if launcher.time_limit_minutes is None:
+        basis = (
+            f"{launcher.time_margin:g} (launcher.time_margin) times {duration(longest + START_UP_SECONDS)}, which the "
+            f"longest job is estimated to take, and time to save; at most {launcher.max_minutes} (launcher.max_minutes)"
+        )
+    yield f"time limit {submission.minutes} minutes: {basis}"
+
+
+def _run_ids(sweep_dir: Path) -> list[str]:
+    from sweep.status import plan_lines
+
+    path = sweep_dir / PLAN_FILE
+    if not path.exists():
+        raise InputError(f"{sweep_dir} is not a sweep directory: it has no {PLAN_FILE}")
+    return [run.run_id for run, _ in plan_lines(path)]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
