@@ -151,7 +151,7 @@ def newest_number(directory: Path) -> int:
 def _numbers(directory: Path) -> list[int]:
     try:
         tails = [name.removeprefix("lease.") for name in os.listdir(directory) if name.startswith("lease.")]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [int(tail) for tail in tails if tail.isdecimal()]
 

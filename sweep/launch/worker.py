@@ -144,7 +144,8 @@ def _attempt(
     from sweep.record import RunRecord
 
     try:
-        return Ended(_train(job, device, mirror, on_evaluation, lease, world))
+        with world.together():
+            return Ended(_train(job, device, mirror, on_evaluation, lease, world))
     except LeaseLost:
         raise
     except Exception as error:

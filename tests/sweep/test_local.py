@@ -1,23 +1,20 @@
-"""The local launcher's parts: locks, the frozen plan, what is left to do, settings."""
+"""The local launcher's parts: the frozen plan, what is left to do, settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import Commands, until
+from commands import Commands
 
 from sweep.config import LocalLauncher
 from sweep.estimate import available_cores, plan_workers
-from sweep.launch.freeze import Frozen, freeze
+from sweep.launch.freeze import Frozen, as_begun, freeze
 from sweep.launch.local import devices
-from sweep.lease import hold, is_held
+from sweep.lease import take
 from sweep.plan import read_plan, write_plan
 from sweep.record import RunRecord
 from sweep.schema import CURVE_COLUMNS, MANIFEST_FILE, METRICS_FILE, PLAN_FILE, SPEC_FILE, STATUS_FILE, InputError
@@ -29,41 +26,6 @@ def commands(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypat
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("ISOLOSS_CACHE", str(cache))
     return Commands(tmp_path, cache)
-
-
-def test_a_lock_is_refused_by_name_and_ends_with_its_holder(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import pathlib, sys, time\nfrom sweep.lease import hold\n"
-            "with hold(pathlib.Path(sys.argv[1]), 'sweep'): time.sleep(60)",
-            str(tmp_path),
-        ]
-    )
-    until(lambda: is_held(tmp_path))
-    until(lambda: str(holder.pid) in (tmp_path / "lock").read_text())
-    with pytest.raises(InputError, match=f"sweep .* is in use by process {holder.pid}"), hold(tmp_path, "sweep"):
-        pass
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    assert not is_held(tmp_path)
-    with hold(tmp_path, "sweep"):
-        assert is_held(tmp_path)
-        assert str(os.getpid()) in (tmp_path / "lock").read_text()
-    assert not is_held(tmp_path)
-
-
-def test_a_waiting_lock_is_given_when_it_gets_free(tmp_path: Path) -> None:
-    script = (
-        "import pathlib, sys, time\nfrom sweep.lease import hold\n"
-        "with hold(pathlib.Path(sys.argv[1]), 'run', 30): print('held', flush=True)"
-    )
-    with hold(tmp_path, "run"):
-        second = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        with pytest.raises(subprocess.TimeoutExpired):
-            second.wait(timeout=1)
-    assert second.communicate(timeout=30)[0] == "held\n"
 
 
 def test_the_plan_is_frozen_with_its_data(commands: Commands) -> None:
@@ -158,6 +120,28 @@ def test_results_are_not_trained_again(status: str, commands: Commands) -> None:
     assert [run.run_id for run in frozen.unfinished()] == [runs[1].run_id]
 
 
+def test_a_result_that_a_later_attempt_has_superseded_is_made_again(commands: Commands) -> None:
+    run, _ = commands.plan()
+    frozen = Frozen(commands.folder / "out", [run], {})
+    early = RunRecord(frozen.run_dir(run), take(frozen.run_dir(run), "run", (1, 0)))
+    record(frozen, run, "done", early)
+    assert frozen.unfinished() == []
+    take(frozen.run_dir(run), "run", (1, 1))
+    assert frozen.unfinished() == [run]
+
+
+def test_a_run_of_its_own_is_computed_as_it_was_begun(commands: Commands) -> None:
+    (begun, _) = commands.plan("launcher.threads=1", "execution.micro_batch=4")
+    (now, _) = commands.plan("launcher.threads=2", "execution.micro_batch=2", "execution.checkpoint_seconds=1")
+    assert begun.run_id == now.run_id
+    run_dir = commands.folder / "run"
+    assert as_begun(now, run_dir) == now
+    RunRecord(run_dir).begin(begun, {"data_hash": None})
+    assert as_begun(now, run_dir).execution == begun.execution
+    (run_dir / MANIFEST_FILE).write_text("{}")  # of a version that did not say
+    assert as_begun(now, run_dir) == now
+
+
 @pytest.mark.parametrize("name", [SPEC_FILE, MANIFEST_FILE, STATUS_FILE, METRICS_FILE])
 def test_a_result_whose_record_is_damaged_is_made_again(name: str, commands: Commands) -> None:
     runs = commands.plan()
@@ -204,9 +188,9 @@ def test_a_plan_counts_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert plan_workers("cuda", threads=1) == 2
 
 
-def record(frozen: Frozen, planned: PlannedRun, status: str) -> None:
+def record(frozen: Frozen, planned: PlannedRun, status: str, made: RunRecord | None = None) -> None:
     """Leave the record of a run that ended in `status`."""
-    made = RunRecord(frozen.run_dir(planned))
+    made = made or RunRecord(frozen.run_dir(planned))
     made.begin(planned, {"data_hash": None})
     values = dict.fromkeys(set(CURVE_COLUMNS) - {"run_id"}, 2.5)
     made.append({**values, "step": planned.spec.steps})
