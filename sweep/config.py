@@ -169,7 +169,7 @@ class SlurmLauncher(LauncherConfig):
     python: str | None
     setup: tuple[str, ...]
     srun_args: tuple[str, ...]
-    sbatch: dict[str, Any]
+    sbatch: dict[str, Any] | None
     wait: bool
     allow_dirty: bool
 

@@ -93,7 +93,7 @@ def sbatch_parameters(launcher: SlurmLauncher, minutes: int, name: str, code: Pa
         "srun_args": [*srun_args, *launcher.srun_args],
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own mark, which some clusters refuse
-        "additional_parameters": {"requeue": True, **_further(launcher.sbatch)},
+        "additional_parameters": {"requeue": True, **_further(launcher.sbatch or {})},
     }
 
 
