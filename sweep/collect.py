@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweep.accounting import count_flops, count_params
 from sweep.record import Record, read_record, run_dirs
 from sweep.schema import CURVE_COLUMNS, CURVES_TABLE, RUN_COLUMNS, RUNS_DIR, RUNS_TABLE, InputError
@@ -23,12 +25,17 @@ def collect(sweep_dir: Path) -> tuple[Path, Path]:
     Runs in every status are included; the status says what they are. A damaged record is named in a warning and left
     out, a damaged line of a curve too. Raises InputError where there is no readable record at all.
     """
+    import pandas as pd
+
     folders = run_dirs(sweep_dir)
     if not folders:
         raise InputError(
             f"{sweep_dir}: no runs in {RUNS_DIR}/; is this a sweep directory, and has `isoloss sweep` run?"
         )
-    runs, curves = [], []
+    runs: list[dict[str, Any]] = []
+    curves: dict[str, list[np.ndarray]] = {
+        name: [] for name in CURVE_COLUMNS
+    }  # of a run each; dicts would take gigabytes
     for folder in folders:
         try:
             record = read_record(folder)
@@ -38,12 +45,15 @@ def collect(sweep_dir: Path) -> tuple[Path, Path]:
         for problem in record.problems:
             log.warning(problem)
         runs.append(run_row(record))
-        curves += [{"run_id": record.run_id, **row} for row in record.rows]
+        curves["run_id"].append(np.full(len(record.rows), record.run_id, object))
+        for name in CURVE_COLUMNS.keys() - {"run_id"}:
+            curves[name].append(np.array([row[name] for row in record.rows], float))
     if not runs:
         raise InputError(f"{sweep_dir}: none of its {len(folders)} records can be read; see the warnings above")
+    columns = {name: np.concatenate(values) for name, values in curves.items()}
     return (
-        _write(runs, RUN_COLUMNS, sweep_dir / RUNS_TABLE),
-        _write(curves, CURVE_COLUMNS, sweep_dir / CURVES_TABLE),
+        _write(pd.DataFrame(runs), RUN_COLUMNS, sweep_dir / RUNS_TABLE),
+        _write(pd.DataFrame(columns), CURVE_COLUMNS, sweep_dir / CURVES_TABLE),
     )
 
 
@@ -94,11 +104,8 @@ def run_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _write(rows: list[dict[str, Any]], columns: dict[str, str], path: Path) -> Path:
-    import pandas as pd
-
-    frame: pd.DataFrame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+def _write(table: pd.DataFrame, columns: dict[str, str], path: Path) -> Path:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    frame.to_parquet(part, index=False)
+    table[list(columns)].astype(columns).to_parquet(part, index=False)
     part.rename(path)
     return path
