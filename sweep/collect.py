@@ -33,9 +33,7 @@ def collect(sweep_dir: Path) -> tuple[Path, Path]:
             f"{sweep_dir}: no runs in {RUNS_DIR}/; is this a sweep directory, and has `isoloss sweep` run?"
         )
     runs: list[dict[str, Any]] = []
-    curves: dict[str, list[np.ndarray]] = {
-        name: [] for name in CURVE_COLUMNS
-    }  # of a run each; dicts would take gigabytes
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in CURVE_COLUMNS}  # of a run each: rows take gigabytes
     for folder in folders:
         try:
             record = read_record(folder)
