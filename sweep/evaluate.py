@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sweep.forward import Forward, Weights, token_losses
+from sweep.forward import token_losses
 from sweep.spec import Execution, ModelSpec, RunSpec
+from sweep.world import SINGLE, World
 
 DECADES = 2.5  # the curve spans the last so many decades of the run's tokens
 TAIL = 0.1  # share of the steps at the end that is evaluated more densely
@@ -33,24 +34,25 @@ def evaluation_steps(spec: RunSpec, execution: Execution) -> list[int]:
 
 @torch.no_grad()
 def evaluate(
-    forward: Forward,
-    weights: Weights,
-    sequences: Tensor,
-    model: ModelSpec,
-    autocast: AbstractContextManager[object],
+    logits: Callable[[Tensor], Tensor], sequences: Tensor, model: ModelSpec, world: World = SINGLE
 ) -> tuple[float, float | None]:
-    """Mean loss in nats per token over `sequences` [n, n_ctx + 1], and its standard error over them (None for n = 1).
+    """Mean loss in nats per token over `sequences` [n, n_ctx + 1], and its standard error over them (None for n = 1),
+    by `logits` (see sweep.learner). The ranks of `world` take a share each and all return the same.
 
     The standard error describes the choice of test text, which all runs share; it says nothing of seed noise.
     """
     rows = max(1, min(2048 // model.n_ctx, LOGITS // (model.n_ctx * model.vocab_size)))
     if sequences.device.type == "cuda":
         rows = max(rows, LOGITS * 8 // (model.n_ctx * model.vocab_size))
-    means = []
-    with autocast:
-        for batch in sequences.split(rows):
-            losses = token_losses(forward(weights, batch[:, :-1]), batch[:, 1:].reshape(-1))
-            means.append(losses.view(len(batch), -1).double().mean(1))
-    mean = torch.cat(means)
-    error = float(mean.std()) / math.sqrt(len(mean)) if len(mean) > 1 else None
-    return float(mean.mean()), error
+    share = world.share(len(sequences))
+    means = torch.zeros(len(sequences), dtype=torch.float64, device=sequences.device)
+    for start in range(share.start, share.start + -(-len(sequences) // world.size), rows):
+        batch = sequences[start : min(start + rows, share.stop)]
+        if not len(batch):  # the others have one left, and may need this rank to compute it
+            logits(sequences[:1, :-1])
+            continue
+        losses = token_losses(logits(batch[:, :-1]), batch[:, 1:].reshape(-1))
+        means[start : start + len(batch)] = losses.view(len(batch), -1).double().mean(1)
+    world.sum_(means)
+    error = float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else None
+    return float(means.mean()), error

@@ -181,8 +181,9 @@ class Execution:
     """How a run is computed and watched. `micro_batch` and `threads` fix the order of additions on a CPU, so they are
     frozen with the plan for a bit-identical resume."""
 
-    micro_batch: int | None = None  # sequences; None: as many as fit (CUDA only)
+    micro_batch: int | None = None  # sequences on a device; None: as many as fit (CUDA only)
     threads: int = 1
+    shard_above: float = 1e9  # parameters of a model that several devices hold together, a part each
     compile: bool = False
     deterministic: bool = False
     eval_points_per_decade: int = 8  # of tokens, on a grid shared by all batch sizes
@@ -191,7 +192,8 @@ class Execution:
     save_model: bool = False  # in Hugging Face format when done
 
     def __post_init__(self) -> None:
-        least = {"micro_batch": 1, "threads": 1, "eval_points_per_decade": 1, "eval_tail": 0, "checkpoint_seconds": 0}
+        least = dict.fromkeys(("micro_batch", "threads", "eval_points_per_decade"), 1)
+        least |= dict.fromkeys(("shard_above", "eval_tail", "checkpoint_seconds"), 0)
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:

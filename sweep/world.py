@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sweep.schema import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -112,7 +114,7 @@ class World:
                 cause = self.store.compare_set("failed", "", text).decode()
             except Exception:  # rank 0, which keeps the store, is gone
                 raise error from None
-            if cause != text:
+            if cause != text and not isinstance(error, InputError):
                 raise PeerFailed(cause) from error
             raise
 

@@ -22,10 +22,10 @@ def test_newest_comes_back_exactly_and_two_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step)
     found = checkpoint.load_newest(tmp_path)
     assert found is not None
-    tensors, meta = found
-    assert meta == {"step": 100, "lr": 100.1}
-    assert torch.equal(tensors["weights"], torch.arange(5.0) + 100)
-    assert sorted(path.stem for path in tmp_path.glob("*.json")) == ["step-100", "step-30"]
+    assert found.meta == {"step": 100, "lr": 100.1}
+    assert found.names() == ["state.1", "weights"]
+    assert torch.equal(found.tensor("weights"), torch.arange(5.0) + 100)
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == ["step-100-a0", "step-30-a0"]
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -44,29 +44,29 @@ def truncate(path: Path) -> None:
 def test_damaged_newest_is_named_set_aside_and_the_one_before_used(tmp_path, caplog, damage, suffix: str) -> None:
     save(tmp_path, 5)
     save(tmp_path, 30)
-    damage(tmp_path / f"step-30.{suffix}")
+    damage(tmp_path / f"step-30-a0.{suffix}")
     with caplog.at_level(logging.WARNING):
         found = checkpoint.load_newest(tmp_path)
     assert found is not None
-    assert found[1]["step"] == 5
+    assert found.meta["step"] == 5
     if not (suffix == "json" and damage is Path.unlink):  # without its note it never was one
         assert "step-30" in caplog.text
         assert list(tmp_path.glob("step-30*.corrupt"))
     save(tmp_path, 30)
     again = checkpoint.load_newest(tmp_path)
     assert again is not None
-    assert again[1]["step"] == 30
+    assert again.meta["step"] == 30
 
 
 def test_interrupted_write_leaves_the_one_before(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    (tmp_path / "step-9.part").write_bytes(b"half a file")
-    (tmp_path / "step-9.safetensors").write_bytes(b"no note yet")
+    (tmp_path / "step-9-a0.part").write_bytes(b"half a file")
+    (tmp_path / "step-9-a0.safetensors").write_bytes(b"no note yet")
     found = checkpoint.load_newest(tmp_path)
     assert found is not None
-    assert found[1]["step"] == 5
+    assert found.meta["step"] == 5
     for step in (20, 30):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-20.json", "step-20.safetensors", "step-30.json", "step-30.safetensors",
+        "step-20-a0.json", "step-20-a0.safetensors", "step-30-a0.json", "step-30-a0.safetensors",
     ]  # fmt: skip

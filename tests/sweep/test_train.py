@@ -49,9 +49,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     states = [checkpoint.load_newest(folder / CHECKPOINT_DIR) for folder in (one, other)]
     assert states[0] is not None
     assert states[1] is not None
-    assert states[0][0].keys() == states[1][0].keys()
-    for name, tensor in states[0][0].items():
-        assert torch.equal(tensor, states[1][0][name]), name
+    assert states[0].names() == states[1].names()
+    for name in states[0].names():
+        assert torch.equal(states[0].tensor(name), states[1].tensor(name)), name
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -90,7 +90,7 @@ def test_first_loss_is_that_of_the_first_sequences(plan_tiny, tiny_corpus) -> No
     run = Run(plan_tiny(sequences=4), tiny_corpus, "cpu")
     samples = torch.from_numpy(run.sequences.samples(0, 4))
     with torch.no_grad():
-        logits = run.forward(run.flat.weights, samples[:, :-1])
+        logits = run.learner.forward(run.learner.flat.weights, samples[:, :-1])
         expected = torch.nn.functional.cross_entropy(logits, samples[:, 1:].reshape(-1))
     run.advance(1, lambda: False)
     assert run.series["train_loss"][0] == pytest.approx(float(expected), rel=1e-6)
@@ -121,7 +121,7 @@ def test_killed_run_goes_on_bit_identically(plan_tiny, tiny_corpus, tmp_path: Pa
     assert child.wait() == -signal.SIGKILL
     found = checkpoint.load_newest(killed / CHECKPOINT_DIR)
     assert found is not None
-    assert 0 < found[1]["step"] < 400
+    assert 0 < found.meta["step"] < 400
     assert train_run(planned, killed, tiny_corpus, "cpu") == "done"
     assert train_run(planned, whole, tiny_corpus, "cpu") == "done"
     assert_same_run(killed, whole)
@@ -148,24 +148,29 @@ def test_sigterm_checkpoints_and_the_run_goes_on_from_there(plan_tiny, tiny_corp
 
 @pytest.mark.parametrize("first", [0, 7])
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_restored_state_goes_on_bit_identically(plan_tiny, tiny_corpus, first: int, optimizer: str) -> None:
+def test_restored_state_goes_on_bit_identically(
+    plan_tiny, tiny_corpus, tmp_path: Path, first: int, optimizer: str
+) -> None:
     planned = plan_tiny(name=optimizer, weight_average=0.5)
     run, other = (Run(planned, tiny_corpus, "cpu") for _ in range(2))
     run.advance(first, lambda: False)
-    tensors, meta = run.state()
-    other.restore({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(meta)))
+    tensors, meta, _ = run.state()
+    checkpoint.save(tmp_path, first, tensors, meta)
+    saved = checkpoint.load_newest(tmp_path)
+    assert saved is not None
+    other.restore(saved)
     for each in (run, other):
         each.advance(20, lambda: False)
     assert run.series == other.series
-    assert torch.equal(run.flat.values, other.flat.values)
-    assert torch.equal(run.average, other.average)
+    assert torch.equal(run.learner.flat.values, other.learner.flat.values)
+    assert torch.equal(run.learner.average, other.learner.average)
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
     planned = plan_tiny(steps=60, execution={"checkpoint_seconds": 0.0})
     assert train_run(planned, tmp_path / "whole", tiny_corpus, "cpu") == "done"
     shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
-    (tmp_path / "damaged" / CHECKPOINT_DIR / "step-60.safetensors").write_bytes(b"cut")
+    (tmp_path / "damaged" / CHECKPOINT_DIR / "step-60-a0.safetensors").write_bytes(b"cut")
     assert train_run(planned, tmp_path / "damaged", tiny_corpus, "cpu") == "done"
     assert_same_run(tmp_path / "whole", tmp_path / "damaged")
 
@@ -212,10 +217,10 @@ def test_average_is_that_of_the_weights_after_each_step(plan_tiny, tiny_corpus) 
     history = []
     for step in range(1, 13):
         run.advance(step, lambda: False)
-        history.append(run.flat.values.double().clone())
+        history.append(run.learner.flat.values.double().clone())
     # window 0.5 means eta 2: update s weighs s (s + 1), over their sum n (n + 1) (n + 2) / 3
     expected = sum(s * (s + 1) * values for s, values in enumerate(history, 1)) / (12 * 13 * 14 / 3)
-    torch.testing.assert_close(run.average.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(run.learner.average.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_follows_fp32(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
