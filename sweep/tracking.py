@@ -70,7 +70,8 @@ class Tracker:
         if self.dead or self.run is None:
             return
         try:
-            self.run.finish(status)
+            if problem := self.run.finish(status):
+                self.mirror.say(f"W&B: left out: {problem}")
         except Exception as error:
             self.mirror.failed(error)
 
@@ -112,7 +113,8 @@ def sync(sweep_dir: Path, destination: Destination, say: Callable[[str], None] =
         run = WandbRun(destination, plan.get(record.run_id) or PlannedRun(record.spec, Source(), Execution()), run_dir)
         for row in record.rows:
             run.log(row)
-        run.finish(status)
+        if problem := run.finish(status):
+            result.damaged.append(problem)
         result.written.append(record.run_id)
         say(f"{record.run_id}  {status}  {len(record.rows)} evaluations")
     return result

@@ -23,7 +23,7 @@ from sweep.collect import run_row
 from sweep.config import TrackingConfig
 from sweep.launch.freeze import FINISHED
 from sweep.record import read_record, read_steps
-from sweep.schema import InputError
+from sweep.schema import STEPS_FILE, InputError
 from sweep.spec import PlannedRun, RunSpec
 
 FOLDER = "wandb"  # in the sweep directory: W&B's own files and the marks of what has been mirrored
@@ -114,16 +114,23 @@ class WandbRun:
             self.run.log(row, step=self.rows)
         self.rows += 1
 
-    def finish(self, status: str) -> None:
-        """Write the training steps of a finished run, the summary, and the mark of how much has been mirrored."""
-        evaluations = self.rows
+    def finish(self, status: str) -> str | None:
+        """Write the training steps of a finished run, the summary, and the mark of how much has been mirrored. Returns
+        what of the record cannot be read and is left out; such a mirror is not marked."""
+        evaluations, problem = self.rows, None
         record = read_record(self.run_dir)
-        if status in FINISHED:
-            for row in step_rows(self.run_dir):
-                self.log(row)
+        # A run without memory for its first steps has none to read.
+        if status == "done" or (status in FINISHED and (self.run_dir / STEPS_FILE).exists()):
+            try:
+                for row in step_rows(self.run_dir):
+                    self.log(row)
+            except InputError as error:
+                problem = str(error)
         self.run.config.update({"manifest": record.manifest})
         self.run.summary.update({**run_row(record), **record.status, "status": status})
         self.run.finish(exit_code=0 if status == "done" else 1)
+        if problem:
+            return problem
         mark = {
             "project": self.destination.project,
             "entity": self.destination.entity,
@@ -132,6 +139,7 @@ class WandbRun:
             "status": status,
         }
         _mark_file(self.run_dir).write_text(json.dumps(mark))
+        return None
 
 
 def run_name(spec: RunSpec) -> str:
@@ -175,11 +183,9 @@ def is_mirrored(run_dir: Path, destination: Destination, evaluations: int, statu
 
 def step_rows(run_dir: Path) -> list[dict[str, float]]:
     """The training steps of a run as W&B rows: each step's loss, learning rate and gradient norm, or their means over
-    at most STEP_ROWS equal buckets; `train/step` is the last step of the bucket, counted from 1."""
-    try:
-        columns = {name: values.astype(float) for name, values in read_steps(run_dir).items()}
-    except InputError:  # damaged; the evaluations are still worth showing
-        return []
+    at most STEP_ROWS equal buckets; `train/step` is the last step of the bucket, counted from 1. Raises InputError
+    where steps.npz is missing or damaged."""
+    columns = {name: values.astype(float) for name, values in read_steps(run_dir).items()}
     count = len(columns["train_loss"])
     edges = np.unique(np.linspace(0, count, min(count, STEP_ROWS) + 1).astype(int))
     return [

@@ -20,7 +20,7 @@ from sweep.cli import main
 from sweep.config import TrackingConfig
 from sweep.corpus import prepare
 from sweep.launch.worker import Ended, Job, train_job
-from sweep.record import read_record, read_status, read_steps
+from sweep.record import read_record, read_status, read_steps, write_status
 from sweep.schema import RUNS_DIR
 from sweep.spec import PlannedRun
 from sweep.tracking import Mirror, sync
@@ -161,6 +161,31 @@ def test_sync_names_a_damaged_record_and_mirrors_the_rest(runs: Runs, capsys: py
     assert "damaged/spec.json" in captured.err
     assert "1 runs written" in captured.out
     assert_mirrors(runs.folder(), runs.run_dir)
+
+
+def test_sync_says_that_the_steps_of_a_run_cannot_be_read(runs: Runs) -> None:
+    runs.train(NONE)
+    steps = runs.run_dir / "steps.npz"
+    whole_steps = steps.read_bytes()
+    steps.write_bytes(whole_steps[:-30])
+    for _ in range(2):  # as long as it is so
+        found = sync(runs.sweep_dir, HERE, runs.said.append)
+        assert (found.written, found.current) == ([runs.planned.run_id], [])
+        assert len(found.damaged) == 1
+        assert str(steps) in found.damaged[0]
+    assert len(history(runs.folder())) == len(read_record(runs.run_dir).rows)
+    steps.write_bytes(whole_steps)
+    assert sync(runs.sweep_dir, HERE, runs.said.append).damaged == []
+    assert_mirrors(runs.folder(), runs.run_dir)
+
+
+def test_a_run_that_ended_before_its_first_steps_were_written_lacks_nothing(runs: Runs) -> None:
+    runs.train(NONE)
+    (runs.run_dir / "steps.npz").unlink()
+    write_status(runs.run_dir, "out_of_memory")
+    assert sync(runs.sweep_dir, HERE, runs.said.append).damaged == []
+    write_status(runs.run_dir, "done")
+    assert "steps.npz" in sync(runs.sweep_dir, HERE, runs.said.append).damaged[0]
 
 
 def test_a_mirror_that_cannot_be_written_never_hurts_the_run(runs: Runs) -> None:
