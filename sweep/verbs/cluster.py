@@ -39,7 +39,7 @@ def cancel(argv: list[str]) -> int:
     with hold(options.sweep_dir, "sweep"):  # nobody is submitting meanwhile
         done = cancel(options.sweep_dir, wanted)
     for run_id in done.without_job:
-        print(f"{run_id} is in no job that is left, or has a result: nothing to cancel")
+        print(f"{run_id}: nothing to cancel; it has a result, is cancelled, or is in no job that lives")
     for run_id in done.shared:
         print(f"{run_id} is cancelled; its job goes on with other runs")
     print(f"{options.sweep_dir}: {_count(len(done.jobs), 'job')} and {_count(len(done.runs), 'run')} cancelled")
@@ -137,7 +137,7 @@ def _submit(frozen: Frozen, runs: list[PlannedRun], launcher: SlurmLauncher, tra
 
 def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> Iterator[str]:
     """What a person wants to know of jobs just submitted."""
-    from sweep.launch.slurm.resources import START_UP_SECONDS
+    from sweep.launch.slurm.resources import LEAST_MINUTES, START_UP_SECONDS
     from sweep.plan import duration
 
     arrays = Counter(element.array_id for element in submission.elements)
@@ -149,13 +149,14 @@ def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> I
     for array, size in arrays.items():
         yield f"  job {array}" + (f", an array of {size}" if size > 1 else "")
     longest = max(element.seconds for element in submission.elements)
-    basis = "launcher.time_limit_minutes"
+    basis = "as launcher.time_limit_minutes says"
     if launcher.time_limit_minutes is None:
+        estimate = duration(longest + START_UP_SECONDS)
         basis = (
-            f"{launcher.time_margin:g} (launcher.time_margin) times {duration(longest + START_UP_SECONDS)}, which the "
-            f"longest job is estimated to take, and time to save; at most {launcher.max_minutes} (launcher.max_minutes)"
+            f"launcher.time_margin {launcher.time_margin:g} times {estimate}, estimated for the longest job, "
+            f"{LEAST_MINUTES} at least and launcher.max_minutes {launcher.max_minutes} at most, with the time to save"
         )
-    yield f"time limit {submission.minutes} minutes: {basis}"
+    yield f"time limit {submission.minutes} minutes, {basis}"
 
 
 def _run_ids(sweep_dir: Path) -> list[str]:

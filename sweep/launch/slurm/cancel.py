@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweep.launch.freeze import FINISHED, recorded_status
+from sweep.launch.freeze import recorded_status
 from sweep.launch.slurm.queue import IDS_PER_CALL, all_elements, ask
 from sweep.launch.slurm.submission import CANCEL_FILE, Element, read_submissions
+from sweep.record import FINISHED
 from sweep.run_dir import run_dir
 from sweep.schema import InputError
 
@@ -24,7 +25,7 @@ class Cancelled:
     jobs: list[str] = field(default_factory=list)  # job ids ended by scancel
     runs: list[str] = field(default_factory=list)  # run_ids that will not be trained further
     shared: list[str] = field(default_factory=list)  # those of them whose job goes on with other runs
-    without_job: list[str] = field(default_factory=list)  # asked for, but finished or in no live job
+    without_job: list[str] = field(default_factory=list)  # asked for, but finished, cancelled before, or in no live job
 
 
 def cancel(sweep_dir: Path, wanted: list[str] | None = None) -> Cancelled:
@@ -35,7 +36,7 @@ def cancel(sweep_dir: Path, wanted: list[str] | None = None) -> Cancelled:
     live = [element for element in elements if element.job_id in live_ids]
     result = Cancelled()
     for element in live:
-        left = [run_id for run_id in element.run_ids if _unfinished(sweep_dir, run_id)]
+        left = [run_id for run_id in element.run_ids if _left(sweep_dir, run_id)]
         chosen = left if wanted is None else [run_id for run_id in left if run_id in set(wanted)]
         if wanted is None or (chosen and len(chosen) == len(left)):
             result.jobs.append(element.job_id)
@@ -53,8 +54,9 @@ def cancel(sweep_dir: Path, wanted: list[str] | None = None) -> Cancelled:
     return result
 
 
-def _unfinished(sweep_dir: Path, run_id: str) -> bool:
-    return recorded_status(run_dir(sweep_dir, run_id)) not in FINISHED
+def _left(sweep_dir: Path, run_id: str) -> bool:
+    folder = run_dir(sweep_dir, run_id)
+    return recorded_status(folder) not in FINISHED and not (folder / CANCEL_FILE).exists()
 
 
 def _as_few_as_can_be(live: list[Element], ended: set[str]) -> Iterator[list[str]]:
