@@ -72,10 +72,10 @@ class RunRecord:
 
     def begin(self, planned: PlannedRun, manifest: dict[str, Any]) -> None:
         """Note a further attempt. Raises InputError where the directory holds another run or other data."""
-        before = _read_json(self.run_dir / SPEC_FILE)
-        if before is not None and before.get("run_id") != planned.run_id:
+        recorded = _read_json(self.run_dir / SPEC_FILE)
+        if recorded is not None and recorded.get("run_id") != planned.run_id:
             raise InputError(
-                f"{self.run_dir} holds run {before.get('run_id')}, not {planned.run_id}; use another folder"
+                f"{self.run_dir} holds run {recorded.get('run_id')}, not {planned.run_id}; use another folder"
             )
         known = (_read_json(self.run_dir / MANIFEST_FILE) or {}).get("data_hash")
         if known not in (None, manifest["data_hash"]):
@@ -88,8 +88,9 @@ class RunRecord:
         write_json(self.run_dir / SPEC_FILE, spec, self.lease)
         computed = {"execution": dataclasses.asdict(planned.execution)}
         write_json(self.run_dir / MANIFEST_FILE, manifest | computed, self.lease)
-        attempts = (read_status(self.run_dir) or {}).get("attempts", 0) + 1
-        self.set_status("running", attempts=attempts, error=None, steps=planned.spec.steps)
+        before = read_status(self.run_dir) or {}
+        attempts, failures = before.get("attempts", 0) + 1, before.get("failures", 0)
+        self.set_status("running", attempts=attempts, failures=failures, error=None, steps=planned.spec.steps)
 
     def set_status(self, status: str, **fields: Any) -> None:
         """Write status.json: `status`, the time, this attempt, and `fields` over those that were there."""

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from commands import Commands, finish, until
 
-from sweep.lease import is_held
+from sweep.holder import Holder
+from sweep.lease import is_held, newest_number
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, PLAN_FILE, RUNS_DIR
 from sweep.status import last_evaluation, sweep_status
@@ -52,7 +53,7 @@ def test_a_sweep_goes_on_past_failing_and_diverging_runs(commands: Commands) -> 
     assert code == 1
     assert re.fullmatch(r"isoloss: 2 of 4 runs failed, the first \w{16}: \w+Error: .*\n", err)
     assert [status(run_dir)["status"] for run_dir in (good, failing, diverging)] == ["done", "failed", "diverged"]
-    assert status(failing)["attempts"] == 2  # tried again once, at the end
+    assert (status(failing)["attempts"], status(failing)["failures"]) == (3, 3)  # two retries
     assert f"run {failing.name} failed and is tried again" in out
     assert "IsADirectoryError" in (failing / "error.txt").read_text()
     assert len(re.findall(r"  (done|failed|diverged) ", out)) == 4
@@ -72,7 +73,7 @@ def test_a_sweep_goes_on_past_failing_and_diverging_runs(commands: Commands) -> 
     code, out, err = commands.sweep(*wild)
     assert (code, err) == (0, "")
     assert "4 runs, 2 of them finished" in out
-    assert (status(failing)["status"], status(failing)["attempts"], status(failing)["error"]) == ("done", 3, None)
+    assert (status(failing)["status"], status(failing)["attempts"], status(failing)["error"]) == ("done", 4, None)
     assert (status(good)["attempts"], (good / "metrics.jsonl").stat().st_mtime_ns) == (1, before)
     assert (status(diverging)["attempts"], status(closed)["status"]) == (1, "diverged")
 
@@ -123,6 +124,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_command(commands: Commands, endin
     if ending != signal.SIGKILL:
         assert (code, err) == (1, "isoloss: stopped; the same command goes on with the sweep\n")
         assert "stopping" in out
+        assert out.endswith(f"{out_dir}: 1 interrupted\n")
     until(lambda: not is_held(run_dir))  # the worker outlives a killed launcher by a checkpoint at most
     stopped_at = (last_evaluation(run_dir) or {})["step"]
     assert stopped_at < planned.spec.steps
@@ -139,7 +141,9 @@ def worker_in_the_middle(run_dir: Path, sweep: Any) -> int:
     """Wait until the run has a checkpoint and some evaluations behind it; the process that trains it."""
     until(lambda: (last_evaluation(run_dir) or {}).get("step", 0) >= 50, sweep)
     until(lambda: any((run_dir / CHECKPOINT_DIR).glob("*.safetensors")), sweep)
-    return int((run_dir / "lock").read_text().split()[1])
+    holder = Holder.read((run_dir / f"lease.{newest_number(run_dir)}").read_text())
+    assert holder is not None
+    return holder.pid
 
 
 def assert_same_curve(one: Path, other: Path) -> None:

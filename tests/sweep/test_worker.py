@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import Commands, finish, until
+from faults import fill
 
 from sweep.config import TrackingConfig
 from sweep.launch.freeze import freeze
@@ -98,9 +99,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.fixture
-def attempts(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attempts]:
+def commands(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setenv("ISOLOSS_CACHE", str(cache))
-    found = Attempts(Commands(tmp_path, cache), tmp_path / "out")
+    return Commands(tmp_path, cache)
+
+
+@pytest.fixture
+def attempts(commands: Commands) -> Iterator[Attempts]:
+    found = Attempts(commands, commands.folder / "out")
     yield found
     for process in found.started:
         process.kill()
@@ -159,6 +165,27 @@ def test_a_zombie_that_wakes_after_the_end_leaves_no_trace(attempts: Attempts, u
     zombie.send_signal(signal.SIGCONT)
     assert finish(zombie) == (0, f"{SUPERSEDED}\n", "")
     assert {path: path.read_bytes() for path in attempts.run_dir.rglob("*") if path.is_file()} == before
+    assert_one_record(attempts.run_dir, undisturbed, attempts=2)
+
+
+def test_a_full_disk_costs_nothing_but_time(commands: Commands, small_disk: Path, undisturbed: Path) -> None:
+    attempts = Attempts(commands, small_disk / "out")
+    process = attempts.start(0)
+    attempts.reach(100, process)
+    process.send_signal(signal.SIGSTOP)  # so that it is still in the middle afterwards
+    ballast = fill(small_disk)
+    process.send_signal(signal.SIGCONT)
+    code, out, _ = finish(process)
+    assert code == 0
+    assert out.count("\n") == 1
+    assert "No space left on device; free some space, then the same command goes on" in out
+    assert str(attempts.run_dir) in out
+    assert "retry=False" in out
+    kept = [row["step"] for row in read_record(attempts.run_dir).rows]
+    assert read_record(attempts.run_dir).problems == []
+    assert kept == [row["step"] for row in read_record(undisturbed).rows][: len(kept)]
+    ballast.unlink()
+    assert finish(attempts.start(1))[:2] == (0, f"{Ended('done')}\n")
     assert_one_record(attempts.run_dir, undisturbed, attempts=2)
 
 
