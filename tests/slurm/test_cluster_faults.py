@@ -1,0 +1,136 @@
+"""Faults that a real SLURM inflicts on jobs: their runs end as if there had been none, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from drills.cluster import Cluster, wait_until
+from drills.lab import Lab
+from launching import Launched, lab_in, slurm
+
+from sweep.lease import newest_number
+
+PACKED = "launcher.pack_minutes=10"  # both runs of the experiment in one job
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return lab_in(tmp_path_factory.mktemp("faults"))
+
+
+def started(cluster: Cluster, sweep: Launched, rows: int = 6) -> tuple[str, str]:
+    """Job id and node of a sweep of one job, once it has recorded some evaluations."""
+    job = sweep.submission.elements[0].job_id
+    wait_until(lambda: sweep.rows() >= rows, f"evaluations of {sweep.directory}")
+    return job, cluster.node_of(job)
+
+
+def test_told_to_save_requeued_and_preempted_runs_go_on_bit_for_bit(cluster: Cluster, lab: Lab) -> None:
+    told, requeued, preempted = (Launched(lab, name) for name in ("told", "requeued", "preempted"))
+    told.submit(PACKED)
+    requeued.submit(PACKED)
+    preempted.submit(PACKED, "launcher.partition=low", "launcher.sbatch={exclusive: true}")
+    job, _ = started(cluster, told)
+    slurm("scancel", "--signal=USR2", job)
+    job, _ = started(cluster, requeued)
+    slurm("scontrol", "requeue", job)
+    job, node = started(cluster, preempted)
+    slurm("sbatch", "--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 2")
+    lab.reference(())  # while they wait
+    for sweep in (told, requeued, preempted):
+        sweep.wait(cluster)
+        sweep.equals_reference()
+        states = cluster.attempts(sweep.submission.elements[0].job_id)
+        assert len(states) == 2, states
+        assert states[-1] == "COMPLETED"
+        assert max(sweep.status(run)["attempts"] for run in sweep.runs()) == 2
+    # both end with the exit code that asks for another start
+    assert "Exited with exit code 85" in told.logs()
+    assert "Exited with exit code 85" in preempted.logs()
+
+
+def test_of_a_job_that_lives_on_after_its_node_was_lost_nothing_is_left(cluster: Cluster, lab: Lab) -> None:
+    """One node is set down. Another is cut off: its slurmd is killed and nothing that runs there hears of it; the job,
+    asleep in mid-run, wakes up when the one queued again has finished the runs."""
+    down, lost = Launched(lab, "down"), Launched(lab, "lost")
+    for sweep in (down, lost):
+        sweep.submit(PACKED, "launcher.sbatch={exclusive: true}")
+    _, node = started(cluster, down)
+    cluster.set_node(node, "down")
+    job, node = started(cluster, lost)
+    [current] = [run for run in lost.runs() if lost.status(run)["status"] == "running"]
+    zombie = json.loads((current / f"lease.{newest_number(current)}").read_text())["pid"]
+    asleep = [pid for pid in processes(job) if pid == zombie or command(pid).startswith("srun")]
+    try:
+        for pid in asleep:
+            os.kill(pid, signal.SIGSTOP)
+        cluster.kill_slurmd(node)
+        for sweep in (down, lost):
+            sweep.wait(cluster)
+            sweep.equals_reference()
+            assert cluster.attempts(sweep.submission.elements[0].job_id)[0] == "NODE_FAIL"
+        before = contents(lost)
+        os.kill(zombie, signal.SIGCONT)
+        wait_until(lambda: "superseded" in lost.logs(), "the zombie's last word")
+    finally:
+        for pid in asleep:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert contents(lost) == before
+    assert lost.status(current)["attempts"] == 2
+
+
+def processes(job: str) -> list[int]:
+    """Those of a job, of all its nodes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"SLURM_JOB_ID={job}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def command(pid: int) -> str:
+    """Name of a process; empty where it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
+
+
+def contents(sweep: Launched) -> dict[str, bytes]:
+    """All that the records hold."""
+    files = (path for path in (sweep.directory / "runs").rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_a_python_error_in_one_element_leaves_the_others_untouched(cluster: Cluster, lab: Lab) -> None:
+    science = ("horizon.steps=100",)
+    sweep = Launched(lab, "error", science)
+    frozen_at = sweep.directory / "runs"
+    reference = lab.reference(science)
+    broken, whole = sorted(run.name for run in reference.runs())
+    (frozen_at / broken / "metrics.jsonl").mkdir(parents=True)  # which cannot be written as a file
+    made = sweep.submit("launcher.retries=1")
+    assert made is not None
+    assert len(made.elements) == 2
+    sweep.wait(cluster)
+    status = sweep.status(frozen_at / broken)
+    assert status["status"] == "failed"
+    assert status["failures"] == 2
+    assert "metrics.jsonl" in status["error"]
+    assert "Traceback" in (frozen_at / broken / "error.txt").read_text()
+    assert sweep.status(frozen_at / whole)["status"] == "done"
+    states = {element.run_ids[0]: cluster.attempts(element.job_id) for element in made.elements}
+    assert states == {broken: ["FAILED"], whole: ["COMPLETED"]}
+    # asked again, only what failed is submitted, and tried anew
+    (frozen_at / broken / "metrics.jsonl").rmdir()
+    again = sweep.submit()
+    assert again is not None
+    assert [element.run_ids for element in again.elements] == [(broken,)]
+    sweep.wait(cluster)
+    sweep.equals_reference()
