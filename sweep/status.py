@@ -131,7 +131,7 @@ def sweep_status(sweep_dir: Path) -> SweepStatus:
     elements = elements_of_runs(submissions)
     numbers = {element.job_id: one.number for one in submissions for element in one.elements}
     unfinished = {run.run_id for run in runs if run.status not in FINISHED}
-    queue = ask(element for run_id in unfinished for element in elements.get(run_id, ()))
+    queue = ask(submissions, unfinished)
     runs = [
         _with_job(sweep_dir, run, [_job(element, numbers, queue) for element in elements.get(run.run_id, ())])
         for run in runs
@@ -238,7 +238,7 @@ def _with_job(sweep_dir: Path, run: RunStatus, jobs: list[Job]) -> RunStatus:
 def _job(element: Element, numbers: dict[str, int], queue: Queue) -> Job:
     submission = numbers[element.job_id]
     state = queue.states.get(element.job_id)
-    live = None if queue.problem else bool(state and state.live)
+    live = queue.is_live(element.job_id)
     if state is None:
         return Job(element.job_id, submission, live=live)
     return Job(element.job_id, submission, state.state, state.node or None, state.reason or None, live)

@@ -17,7 +17,6 @@ from drills.cluster import Cluster, wait_until
 from drills.lab import Lab
 from launching import SLURM, lab_in
 
-from sweep.launch.slurm.queue import all_elements
 from sweep.launch.slurm.submission import elements_of_runs, read_submissions
 from sweep.lease import is_held, newest_number
 from sweep.plan import read_plan
@@ -49,7 +48,7 @@ class Command:
         """End what is left of its processes and jobs."""
         for process in self.processes:
             process.kill()
-        if jobs := [element.job_id for element in all_elements(read_submissions(self.directory))]:
+        if jobs := [element.job_id for one in read_submissions(self.directory) for element in one.elements]:
             subprocess.run(["scancel", *jobs])
 
     def __call__(self, verb: str, *arguments: str, code: int = 0) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweep.launch.freeze import recorded_status
-from sweep.launch.slurm.queue import IDS_PER_CALL, all_elements, ask
+from sweep.launch.slurm.queue import IDS_PER_CALL, ask
 from sweep.launch.slurm.submission import CANCEL_FILE, Element, read_submissions
 from sweep.record import FINISHED
 from sweep.run_dir import run_dir
@@ -30,10 +30,10 @@ class Cancelled:
 
 def cancel(sweep_dir: Path, wanted: list[str] | None = None) -> Cancelled:
     """Cancel the unfinished runs `wanted` (None: all) that live jobs have yet to train. A job with other runs to do
-    goes on with them. Raises InputError where SLURM does not answer."""
-    elements = list(all_elements(read_submissions(sweep_dir)))
-    live_ids = ask(elements).live()
-    live = [element for element in elements if element.job_id in live_ids]
+    goes on with them. Raises InputError where SLURM does not answer or refuses."""
+    submissions = read_submissions(sweep_dir)
+    live_ids = ask(submissions).live()
+    live = [element for one in submissions for element in one.elements if element.job_id in live_ids]
     result = Cancelled()
     for element in live:
         left = [run_id for run_id in element.run_ids if _left(sweep_dir, run_id)]

@@ -25,9 +25,9 @@ class JobLog:
 
 def job_logs(sweep_dir: Path, run_id: str) -> list[JobLog]:
     """Every job that was submitted for the run, the oldest first."""
-    jobs = [(one.number, element) for one in read_submissions(sweep_dir) for element in one.elements
-            if run_id in element.run_ids]  # fmt: skip
-    states = ask(element for _, element in jobs).states
+    submissions = read_submissions(sweep_dir)
+    states = ask(submissions, {run_id}).states
+    jobs = [(one.number, element) for one in submissions for element in one.elements if run_id in element.run_ids]
     return [
         JobLog(element, number, states.get(element.job_id),
                tuple(sorted(job_folder(sweep_dir, number).glob(f"{element.job_id}_*log.*"))))

@@ -7,12 +7,13 @@ and an array element that is cancelled before it starts never gets into them.)
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweep.launch.slurm.submission import Element, Submission, read_submissions
+from sweep.launch.slurm.submission import FOLDER, Submission, read_submissions
 from sweep.schema import InputError
 
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -40,47 +41,74 @@ class JobState:
 
 @dataclass(frozen=True)
 class Queue:
-    """The states of some jobs. `problem` says why SLURM could not tell which of them are live, and is None where it
-    could; then a job without a state, or with one that is not live, has ended."""
+    """The states of some jobs. Of those `unseen` SLURM could not tell, for the reason `problem`; any other job without
+    a state, or with one that is not live, has ended."""
 
     states: dict[str, JobState] = field(default_factory=dict)
+    unseen: frozenset[str] = frozenset()
     problem: str | None = None
 
+    def is_live(self, job_id: str) -> bool | None:
+        """Whether a job may still run; None where SLURM could not tell."""
+        state = self.states.get(job_id)
+        return None if job_id in self.unseen else state is not None and state.live
+
     def live(self) -> set[str]:
-        """Ids of jobs that may still run. Raises InputError where SLURM could not tell."""
+        """Ids of jobs that may still run. Raises InputError where SLURM could not tell of all."""
         if self.problem is not None:
-            raise InputError(f"{self.problem}; ask again where the commands of the cluster work")
+            raise InputError(self.problem)
         return {job_id for job_id, state in self.states.items() if state.live}
 
 
 def live_elements(sweep_dir: Path) -> set[str]:
     """Ids of the jobs ever submitted for the sweep that SLURM still has, as the submissions write them (123 or 123_4).
-    Raises InputError where SLURM does not answer."""
-    return ask(all_elements(read_submissions(sweep_dir))).live()
+    Raises InputError where SLURM does not answer, or where some were submitted on another cluster."""
+    return ask(read_submissions(sweep_dir)).live()
 
 
-def all_elements(submissions: list[Submission]) -> Iterator[Element]:
-    """Every job and array element of `submissions`."""
-    return (element for one in submissions for element in one.elements)
-
-
-def ask(elements: Iterable[Element]) -> Queue:
-    """The states of `elements`. Asks SLURM nothing where there are none."""
+def ask(submissions: list[Submission], run_ids: set[str] | None = None) -> Queue:
+    """The states of the jobs of `submissions`, or of those for `run_ids`. Asks SLURM nothing where there are none."""
+    here, elsewhere = set(), set()
     arrays: set[str] = set()
-    wanted = set()
-    for element in elements:
-        arrays.add(element.array_id)
-        wanted.add(element.job_id)
-    if not wanted:
+    if not run_ids and run_ids is not None:
         return Queue()
+    name = cluster_name() if any(one.cluster for one in submissions) else None
+    problem = None
+    for one in submissions:
+        elements = [e for e in one.elements if run_ids is None or not run_ids.isdisjoint(e.run_ids)]
+        ids = {element.job_id for element in elements}
+        if ids and one.cluster and name and one.cluster != name:
+            elsewhere |= ids
+            problem = (
+                f"the jobs of submission {one.number} are on cluster {one.cluster}, and this is {name}; ask there, or, "
+                f"once they have ended, move {FOLDER}/{one.number:04d}.json out of the sweep to forget them"
+            )
+        else:
+            here |= ids
+            arrays |= {element.array_id for element in elements}
+    queue = _ask(here, arrays) if here else Queue()
+    return Queue(queue.states, queue.unseen | elsewhere, queue.problem or problem)
+
+
+def _ask(jobs: set[str], arrays: set[str]) -> Queue:
     ended: dict[str, JobState] = {}
     try:
         ended = {job_id: state for job_id, state in _accounts(arrays).items() if not state.live}
         queued = _queued(arrays)
     except _Silent as silent:
-        return Queue({job_id: state for job_id, state in ended.items() if job_id in wanted}, str(silent))
+        states = {job_id: state for job_id, state in ended.items() if job_id in jobs}
+        return Queue(states, frozenset(jobs - states.keys()), f"{silent}; ask where the commands of the cluster work")
     live = {job_id: state for job_id, state in queued.items() if state.live}
-    return Queue({job_id: state for job_id, state in (queued | ended | live).items() if job_id in wanted})
+    return Queue({job_id: state for job_id, state in (queued | ended | live).items() if job_id in jobs})
+
+
+def cluster_name() -> str | None:
+    """The name of this host's cluster; None where there is none or it does not answer."""
+    try:
+        name = re.search(r"^ClusterName\s*=\s*(\S+)", _output(["scontrol", "show", "config"]), re.MULTILINE)
+    except _Silent:
+        return None
+    return name[1] if name else None
 
 
 def parse_squeue(text: str) -> dict[str, JobState]:

@@ -27,6 +27,7 @@ class Cluster:
 
     array_size: int  # elements of an array at most
     kill_wait: int  # seconds between SIGTERM and SIGKILL of a job that is cancelled
+    name: str = ""
 
 
 def ask_cluster() -> Cluster:
@@ -40,10 +41,11 @@ def ask_cluster() -> Cluster:
         ) from error
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
     wait = re.search(r"^KillWait\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", done.stdout, re.MULTILINE)
     if size is None or wait is None:
         said = " ".join(done.stderr.split()) or "no MaxArraySize or KillWait in its configuration"
         raise InputError(f"launcher=slurm: the cluster does not answer ({said}); try again when it does")
-    return Cluster(max(1, int(size[1])), int(wait[1]))
+    return Cluster(max(1, int(size[1])), int(wait[1]), name[1] if name else "")
 
 
 def time_limit(launcher: SlurmLauncher, seconds: float) -> int:

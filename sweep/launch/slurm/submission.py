@@ -59,6 +59,7 @@ class Submission:
     resources: dict[str, Any]
     code: dict[str, Any]  # path of the snapshot, its hash, the checkout's sha and dirty flag
     settings: dict[str, Any] = field(default_factory=dict)  # groups launcher and tracking, to submit what is left again
+    cluster: str = ""  # its name, since a file system may serve several
 
 
 def reserve(sweep_dir: Path) -> int:

@@ -66,6 +66,7 @@ def submit(
         resources={key: value for key, value in parameters.items() if key not in ("setup", "teardown")},
         code=code,
         settings={"launcher": dataclasses.asdict(launcher), "tracking": dataclasses.asdict(tracking)},
+        cluster=cluster.name,
     )
     offsets = plan_offsets(frozen.sweep_dir / PLAN_FILE)
     jobs = [

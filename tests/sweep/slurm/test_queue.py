@@ -67,10 +67,15 @@ def elements(*job_ids: str) -> list[Element]:
     return [Element(job_id, (f"{number:016x}",), 60.0) for number, job_id in enumerate(job_ids)]
 
 
-def submitted(sweep_dir: Path, *job_ids: str) -> None:
+def submission(*job_ids: str, cluster: str = "") -> Submission:
     """A submission of one run a job."""
+    return Submission(1, "2026-11-22T10:32:28", (), tuple(elements(*job_ids)), 2, {}, {}, cluster=cluster)
+
+
+def submitted(sweep_dir: Path, *job_ids: str) -> None:
+    """The submission, as a sweep keeps it."""
     (sweep_dir / "slurm").mkdir(parents=True)
-    write_submission(sweep_dir, Submission(1, "2026-11-22T10:32:28", (), tuple(elements(*job_ids)), 2, {}, {}))
+    write_submission(sweep_dir, submission(*job_ids))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_of_a_requeued_job_the_last_account_counts() -> None:
 def test_squeue_overrules_accounts_that_lag(slurm: Path) -> None:
     command(slurm, "squeue", SQUEUE)
     command(slurm, "sacct", SACCT)
-    answer = ask(elements(*JOBS))
+    answer = ask([submission(*JOBS)])
     assert answer.live() == {*ELEMENTS[:5], "14255902", "14255904"}
     assert answer.states["14255904"].state == "PENDING"  # though its account says NODE_FAIL
     assert "14255901_5" not in answer.states  # though its account says PENDING
@@ -130,16 +135,16 @@ def test_squeue_overrules_accounts_that_lag(slurm: Path) -> None:
 
 def test_a_cluster_without_accounts(slurm: Path) -> None:
     command(slurm, "squeue", SQUEUE)
-    assert ask(elements(*JOBS)).states["14255905"] == JobState("FAILED", "node4", "NonZeroExitCode")
+    assert ask([submission(*JOBS)]).states["14255905"] == JobState("FAILED", "node4", "NonZeroExitCode")
     command(slurm, "sacct", "Slurm accounting storage is disabled\n", code=1)
-    assert ask(elements(*JOBS)).live() == {*ELEMENTS[:5], "14255902", "14255904"}
+    assert ask([submission(*JOBS)]).live() == {*ELEMENTS[:5], "14255902", "14255904"}
 
 
 def test_a_job_that_squeue_has_forgotten_is_not_live(slurm: Path) -> None:
     command(slurm, "squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1)
-    assert ask(elements("99")) == Queue()
+    assert ask([submission("99")]) == Queue()
     command(slurm, "sacct", "99|TIMEOUT|2026-11-22T10:32:28|node2|0:0\n")
-    assert ask(elements("99")).states == {"99": JobState("TIMEOUT", "node2")}
+    assert ask([submission("99")]).states == {"99": JobState("TIMEOUT", "node2")}
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -148,9 +153,21 @@ def test_where_slurm_does_not_answer_nothing_counts_as_ended(slurm: Path, tmp_pa
         command(slurm, "squeue", "slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
     submitted(tmp_path, "99")
     says = "Unable to contact slurm controller" if there else "squeue is not found on this machine"
-    assert says in (ask(elements("99")).problem or "")
+    assert says in (ask([submission("99")]).problem or "")
     with pytest.raises(InputError, match=says):
         live_elements(tmp_path)
+
+
+def test_jobs_of_another_cluster_are_unknown_here(slurm: Path) -> None:
+    command(slurm, "squeue", SQUEUE)
+    command(slurm, "scontrol", "AccountingStorageHost   = head\nClusterName             = small\nMCSPlugin = none\n")
+    there, here = submission("14255903", cluster="large"), submission("14255905", "14255902", cluster="small")
+    answer = ask([there, here])
+    assert [answer.is_live(job_id) for job_id in ("14255903", "14255905", "14255902")] == [None, False, True]
+    with pytest.raises(InputError, match=r"submission 1 are on cluster large, and this is small; .* slurm/0001\.json"):
+        answer.live()
+    assert ask([here]).live() == {"14255902"}
+    assert ask([there, here], {f"{1:016x}"}).live() == {"14255902"}  # that run was submitted here only
 
 
 def test_live_elements_are_those_of_all_submissions(slurm: Path, tmp_path: Path) -> None:
@@ -165,10 +182,10 @@ def test_very_many_jobs_fit_their_command_lines(slurm: Path, monkeypatch: pytest
     (slurm / "squeue").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
     (slurm / "squeue").chmod(0o755)
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    assert ask(elements(*(f"{array}_{index}" for array in (7, 8) for index in range(20_000)))).live() == set()
+    assert ask([submission(*(f"{array}_{index}" for array in (7, 8) for index in range(20_000)))]).live() == set()
     assert log.read_text().count("\n") == 1
     assert log.read_text().endswith("--jobs=7,8\n")
-    ask(elements(*map(str, range(100_000, 150_000))))
+    ask([submission(*map(str, range(100_000, 150_000)))])
     assert max(len(line) for line in log.read_text().splitlines()) < 20_000
 
 
