@@ -28,7 +28,7 @@ sweeps (key=value are Hydra overrides of the configuration in configs/)
 on a cluster (launcher=slurm)
   cancel   all jobs of a sweep, or some runs   isoloss cancel sweeps/quick
   resubmit what has failed or is lost          isoloss resubmit sweeps/quick
-  logs     where a run's output lies           isoloss logs sweeps/quick 4f1c
+  logs     where a run's output lies           isoloss logs sweeps/quick 4bb2
 
 analysis
   analyze  laws, figures and report.html       isoloss analyze sweeps/quick

@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.compose import packaged_configs, settle
-from sweep.config import TrackingConfig, read_config
+from sweep.config import SlurmLauncher, TrackingConfig, read_config
 from sweep.launch.freeze import as_begun, has_result, on_text, recorded_status
 from sweep.launch.local import devices
 from sweep.launch.worker import Job, train_job
@@ -54,6 +54,11 @@ def train_one(config: dict[str, Any]) -> float:
     from sweep.status import last_evaluation
 
     typed = read_config(config)
+    if isinstance(typed.launcher, SlurmLauncher):
+        raise InputError(
+            "launcher=slurm submits sweeps, not isoloss train; use isoloss sweep, or for single runs Hydra's own "
+            "launcher: isoloss train -m hydra/launcher=submitit_slurm ..."
+        )
     device = devices(typed.launcher.device)[0]
     config["launcher"]["device"] = device.partition(":")[0]  # what the plan's micro-batch is for
     planned = plan_one(config)

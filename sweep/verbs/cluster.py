@@ -84,7 +84,7 @@ def logs(argv: list[str]) -> int:
         "logs",
         "Where the output of a run lies: its jobs and their logs, the end of the last one, and the traceback of its\n"
         "last error.",
-        "isoloss logs sweeps/quick 4f1c --lines 50",
+        "isoloss logs sweeps/quick 4bb2 --lines 50",
     )
     parser.add_argument("sweep_dir", type=Path, metavar="DIR")
     parser.add_argument("run", metavar="RUN", help="a run_id or its start")

@@ -17,6 +17,7 @@ from commands import Commands
 
 from sweep import cli
 from sweep.cli import main
+from sweep.run_dir import matching
 from sweep.schema import InputError
 
 VERBS = [*cli.VERBS, *cli.ANALYSIS_VERBS]
@@ -51,17 +52,28 @@ def test_the_examples_of_composing_verbs_compose(capsys: pytest.CaptureFixture[s
         assert yaml.safe_load(capsys.readouterr().out)["name"] == "quick"
 
 
+def test_the_example_of_logs_is_a_run_of_the_example_of_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    start = re.findall(r"isoloss logs sweeps/quick (\w+)", capsys.readouterr().out)
+    assert len(start) == 1
+    assert main(["plan", "experiment=quick", "--json", "-"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert matching([run["run_id"] for run in runs], start[0])
+
+
 def test_help_plan_and_status_import_nothing_heavy(tmp_path: Path) -> None:
     script = f"""
-import contextlib, sys
+import contextlib, json, sys
 from pathlib import Path
 from sweep.cli import main
 from sweep.plan import plan_sweep, write_plan
 from sweep.compose import compose
 write_plan(Path("s/plan.jsonl"), plan_sweep(compose("sweep", ["experiment=smoke"])))
 helps = [[verb, "--help"] for verb in {VERBS}]
-plans = ["plan", "experiment=smoke"], ["plan", "experiment=smoke", "--json", "p.json"]
-for arguments in (["--help"], *helps, *plans, ["status", "s"], ["status", "s", "--json", "s.json"]):
+plans = ["plan", "experiment=smoke"], ["plan", "experiment=smoke", "--json", "p.json"], ["plan", "launcher=slurm"]
+run_id = json.loads(Path("s/plan.jsonl").read_text().split("\\n")[0])["run_id"]
+looks = ["status", "s"], ["status", "s", "--all", "--json", "s.json"], ["logs", "s", run_id[:8]], ["cancel", "s"]
+for arguments in (["--help"], *helps, *plans, *looks):
     with contextlib.suppress(SystemExit):
         assert main(arguments) == 0, arguments
 heavy = {HEAVY} & set(sys.modules)
@@ -89,7 +101,15 @@ assert not heavy, heavy
         (["sweep", "launcher.worker=2"], "launcher.worker"),
         (["train", "optimizer.lrr=3"], "did you mean optimizer.lr?"),
         (["train", "batch_tokens=100"], "not a multiple of model.n_ctx"),
+        (["train", "launcher=slurm"], "use isoloss sweep"),
+        (["plan", "launcher=slurm", "launcher.workers=2"], "launcher.workers"),
+        (["plan", "launcher=slurm", "launcher.nodes=3"], "does not divide over launcher.nodes 3"),
+        (["plan", "launcher=slurm", "--measure"], "launcher.flops_per_s"),
         (["status", "nowhere"], "not a sweep directory"),
+        (["cancel", "nowhere"], "not a sweep directory"),
+        (["resubmit", "nowhere"], "no job was ever submitted"),
+        (["logs", "nowhere", "4bb2"], "not a sweep directory"),
+        (["logs", "nowhere"], "RUN"),
         (["collect", "nowhere"], "nowhere"),
         (["sync", "nowhere"], "no records"),
     ],
