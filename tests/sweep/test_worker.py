@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import socket
@@ -30,7 +31,8 @@ LONG = ("grid.blocks.run.product.batch_tokens=[128]", "horizon.steps=1200", "exe
         "execution.eval_points_per_decade=12", "data.max_epochs=100")  # fmt: skip
 SILENT = Mirror(TrackingConfig("none", "", None, "offline"))
 
-# Arguments: sweep_dir, directory of the token files, restart. Trains the first run of the plan.
+# Arguments: sweep_dir, directory of the token files, restart. Trains the first run of the plan; with one more argument
+# rank 1 cannot, for an error of its own.
 ATTEMPT = """
 import sys
 from pathlib import Path
@@ -44,9 +46,8 @@ out, corpus = map(Path, sys.argv[1:3])
 planned = read_plan(out / "plan.jsonl")[0]
 mirror = Mirror(TrackingConfig("none", "", None, "offline"))
 with join() as world:
-    if world.rank == 1 and len(sys.argv) > 4:
-        corpus = Path(sys.argv[4])
-    job = Job(planned, out / "runs" / planned.run_id, corpus)
+    broken = world.rank == 1 and len(sys.argv) > 4
+    job = Job(None if broken else planned, out / "runs" / planned.run_id, corpus)
     print(train_job(job, "cpu", mirror, lambda row: None, (1, int(sys.argv[3])), world))
 """
 
@@ -225,6 +226,16 @@ def test_an_error_is_recorded_with_its_traceback_and_counted(attempts: Attempts)
     assert (read_status(attempts.run_dir) or {})["failures"] == 1
 
 
+def test_failures_of_this_call_that_the_record_does_not_know_count_too(attempts: Attempts) -> None:
+    def broken(row: dict[str, Any]) -> None:
+        raise ValueError
+
+    train_job(dataclasses.replace(attempts.job(), failures=1), "cpu", SILENT, broken)  # the first could not be written
+    assert (read_status(attempts.run_dir) or {})["failures"] == 2
+    train_job(attempts.job(), "cpu", SILENT, broken)  # a person has asked again
+    assert (read_status(attempts.run_dir) or {})["failures"] == 1
+
+
 def test_unusable_input_is_not_tried_again(attempts: Attempts) -> None:
     (attempts.run_dir).mkdir(parents=True)
     (attempts.run_dir / "spec.json").write_text('{"run_id": "another"}')
@@ -236,21 +247,22 @@ def test_unusable_input_is_not_tried_again(attempts: Attempts) -> None:
     assert not (attempts.run_dir / "error.txt").exists()
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_two_ranks_train_under_one_lease_and_either_ones_error_is_recorded(
-    attempts: Attempts, undisturbed: Path, tmp_path: Path, missing: bool
+@pytest.mark.parametrize("broken", [False, True])
+def test_two_ranks_train_under_one_lease_and_the_error_of_either_is_recorded(
+    attempts: Attempts, undisturbed: Path, broken: bool
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    wrong = [str(tmp_path / "no tokens here")] * missing
-    ranks = [attempts.start(0, *wrong, RANK=str(rank), LOCAL_RANK=str(rank), **where) for rank in range(2)]
+    more = ["broken"] * broken
+    ranks = [attempts.start(0, *more, RANK=str(rank), LOCAL_RANK=str(rank), **where) for rank in range(2)]
     outcomes = [finish(process) for process in ranks]
     status = read_status(attempts.run_dir) or {}
-    if missing:
-        assert ["failed" in out for _, out, _ in outcomes] == [True, True], outcomes
+    if broken:
+        assert ["AttributeError" in out for _, out, _ in outcomes] == [True, True], outcomes
         assert (status["status"], status["failures"], status["attempt"]) == ("failed", 1, 1)
-        assert "no tokens here" in status["error"]
+        assert status["error"].startswith("AttributeError: 'NoneType'")
+        assert "in train_run" in (attempts.run_dir / "error.txt").read_text()
         return
     assert [out for _, out, _ in outcomes] == [f"{Ended('done')}\n"] * 2, outcomes
     assert (status["status"], status["attempts"], status["attempt"]) == ("done", 1, 1)
