@@ -271,6 +271,22 @@ def test_a_holder_on_another_machine_that_touches_its_file_keeps_it(tmp_path: Pa
     assert files(tmp_path) == ["lease.1"]
 
 
+def test_a_real_process_that_cannot_be_seen_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 2.0)
+    quick = HOLD.replace("import pathlib", "import sweep.lease\nsweep.lease.BEAT_SECONDS = 0.1\nimport pathlib")
+    apart = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]
+    process = subprocess.Popen(apart, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        pytest.skip(f"may not make a pid namespace: {process.communicate()[1]}")
+    with pytest.raises(InputError, match="is in use by process 1 on "):  # its number in there
+        take(tmp_path, "run", wait_seconds=4)
+    process.kill()
+    process.communicate()
+    assert is_held(tmp_path)  # for all that one look can tell
+    assert take(tmp_path, "run").number == 2
+
+
 @pytest.mark.parametrize("jump", [1e9, 3600.0, -3600.0, -1e9])
 def test_a_jump_of_the_clock_neither_kills_a_holder_nor_keeps_a_dead_one(tmp_path: Path, jump: float) -> None:
     path = leave(tmp_path, 1, elsewhere())
