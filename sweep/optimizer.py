@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sweep.spec import OptimizerSpec
 
@@ -94,7 +93,8 @@ def clip(gradients: Tensor, limit: float) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """The rows of `tensor` that this rank holds: all, unless it is spread over ranks."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    to_local = getattr(tensor, "to_local", None)  # DTensor's; the import of that class takes half a second
+    return to_local() if to_local else tensor
 
 
 def join_pieces(tensors: Iterable[Tensor]) -> Tensor:

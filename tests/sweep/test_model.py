@@ -69,14 +69,14 @@ def test_head_is_tied_for_gpt2_only() -> None:
     assert not torch.equal(llama.lm_head.weight, llama.model.embed_tokens.weight)
 
 
-def test_training_needs_no_transformers() -> None:
+def test_training_on_one_device_imports_neither_transformers_nor_what_spreads_tensors() -> None:
     code = """
 import sys
 import sweep.train
 from sweep.model import initial_parameters
 from sweep.spec import ModelSpec
 initial_parameters(ModelSpec("llama", 1, 8, 1, 8, 24, 16, 61), 0)
-sys.exit("transformers" in sys.modules)
+sys.exit(" ".join({"transformers", "torch.distributed.tensor"} & set(sys.modules)) or 0)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
