@@ -35,7 +35,7 @@ def replacing(path: Path, lease: Lease | None = None) -> Iterator[BinaryIO]:
     and only while `lease` holds. Where that fails the old content stays and nothing else is left.
 
     Raises LeaseLost, and OSError naming `path`."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    part = path.with_name(f"{path.name}.{lease.number if lease else 0}-{uuid.uuid4().hex[:8]}.part")
     try:
         with naming(path):
             with part.open("ab") as stream:
@@ -60,6 +60,16 @@ def place(part: Path, path: Path, lease: Lease | None = None) -> None:
         if lease:
             lease.check()
         raise
+
+
+def discard_parts(folder: Path, lease: Lease) -> None:
+    """Remove what attempts before `lease` have beside the files of `folder`. Not what later ones have: this one may be
+    superseded itself by now. Raises LeaseLost."""
+    lease.check()
+    for part in folder.glob("*.part"):
+        number = part.name.split(".")[-2].partition("-")[0]
+        if not number.isdecimal() or int(number) < lease.number:
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

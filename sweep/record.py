@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sweep.atomic import naming, replacing, write_atomic, write_json
+from sweep.atomic import discard_parts, naming, replacing, write_atomic, write_json
 from sweep.lease import Lease, newest_number
 from sweep.schema import (
     CURVE_COLUMNS,
@@ -63,7 +63,8 @@ class RunRecord:
     def adopt(self) -> str | None:
         """The status of the run where an attempt before this one has finished it, which becomes this attempt's; None
         where there is still something to do. Removes what attempts before were writing."""
-        self._discard_parts()
+        if self.lease:
+            discard_parts(self.run_dir, self.lease)
         status = (_read_json(self.run_dir / STATUS_FILE) or {}).get("status")
         if status not in FINISHED or damage(self.run_dir):
             return None
@@ -83,7 +84,8 @@ class RunRecord:
                 f"{self.run_dir} was trained on data {known}, but the text now gives {manifest['data_hash']}; restore "
                 "the text or use another sweep_dir"
             )
-        self._discard_parts()
+        if self.lease:
+            discard_parts(self.run_dir, self.lease)
         spec = {"run_id": planned.run_id, **dataclasses.asdict(planned.spec)}
         write_json(self.run_dir / SPEC_FILE, spec, self.lease)
         computed = {"execution": dataclasses.asdict(planned.execution)}
@@ -154,12 +156,6 @@ class RunRecord:
         np.savez(content, **arrays)
         with replacing(self.run_dir / STEPS_FILE, self.lease) as stream:
             stream.write(content.getbuffer())
-
-    def _discard_parts(self) -> None:
-        if self.lease:
-            self.lease.check()
-            for part in self.run_dir.glob("*.part"):
-                part.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import deque
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from faults import fill
 
+from sweep.atomic import replacing
 from sweep.collect import collect
 from sweep.lease import Lease, LeaseLost, take
 from sweep.record import NOTES_KEPT, RunRecord, read_execution, read_record, read_status
@@ -113,10 +115,26 @@ def test_a_damaged_result_is_not_adopted(plan_tiny, tmp_path: Path, damaged: str
 @pytest.mark.parametrize("write", ["adopt", "begin"])
 def test_parts_of_earlier_attempts_are_removed(plan_tiny, tmp_path: Path, write: str) -> None:
     begin(plan_tiny(), tmp_path, 0, (5,))
-    for name in (STATUS_FILE, STEPS_FILE):
-        (tmp_path / f"{name}.0123abcd.part").write_text("cut off")
+    for name in (f"{STATUS_FILE}.0-0123abcd", f"{STEPS_FILE}.1-0123abcd", "alien"):
+        (tmp_path / f"{name}.part").write_text("cut off")
     WRITES[write](RunRecord(tmp_path, take(tmp_path, "run", (1, 1))), plan_tiny())
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("write", ["adopt", "begin"])
+def test_an_attempt_stopped_after_its_last_look_removes_no_parts_of_a_later_one(
+    plan_tiny, tmp_path: Path, write: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = RunRecord(tmp_path, take(tmp_path, "run", (1, 0)))
+    late = begin(plan_tiny(), tmp_path, 1)
+    looks = iter([lambda: None])  # it has looked just before
+    look = lease_of(early).check
+    monkeypatch.setattr(early.lease, "check", lambda: next(looks, look)())
+    with replacing(tmp_path / "file", lease_of(late)) as stream:
+        stream.write(b"of the attempt in force")
+        with contextlib.suppress(LeaseLost):
+            WRITES[write](early, plan_tiny())
+    assert (tmp_path / "file").read_bytes() == b"of the attempt in force"
 
 
 def test_failures_are_counted_once_an_attempt(plan_tiny, tmp_path: Path) -> None:
