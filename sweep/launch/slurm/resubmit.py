@@ -32,7 +32,7 @@ def last_settings(sweep_dir: Path, overrides: Sequence[str]) -> tuple[SlurmLaunc
     changed = dict(settings["launcher"])
     for key, value in _changes(overrides):
         if key.startswith("sbatch."):
-            changed["sbatch"] = {**changed["sbatch"], key.removeprefix("sbatch."): value}
+            changed["sbatch"] = {**(changed["sbatch"] or {}), key.removeprefix("sbatch."): value}
         else:
             changed[key] = value
     launcher = launcher_config(changed)
