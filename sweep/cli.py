@@ -36,7 +36,7 @@ analysis
   fit      one law to any table                isoloss fit parametric runs.csv --bootstrap 1000 --json fit.json
   predict  best model for a budget or loss     isoloss predict sweeps/quick/analysis/fits.json --flops 1e14
 
-Exit codes: 0 done; 1 a run or fit failed; 2 the input is unusable (the message says how to mend it).
+Exit codes: 0 done; 1 a run or fit failed; 2 the input is unusable (the message says how to mend it); 130 Ctrl-C.
 """
 
 
@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `isoloss plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("isoloss: interrupted", file=sys.stderr)
+        return 130
     except (InputError, RunsFailed) as error:
         if os.environ.get("ISOLOSS_TRACEBACK"):
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 from sweep.plan import read_plan, write_plan
 from sweep.record import FINISHED as FINISHED
 from sweep.record import damage, read_execution, read_status
+from sweep.run_dir import run_dir
 from sweep.schema import MANIFEST_FILE, PLAN_FILE, RUNS_DIR, InputError
 from sweep.spec import DataSpec, Execution, PlannedRun, Source
 
@@ -27,8 +28,8 @@ class Frozen:
     corpora: dict[str, Path]  # data_hash -> directory of the token files
 
     def run_dir(self, planned: PlannedRun) -> Path:
-        """Where the record of a run lies."""
-        return self.sweep_dir / RUNS_DIR / planned.run_id
+        """Where the record of a run lies. Raises InputError where that is a link out of the sweep directory."""
+        return run_dir(self.sweep_dir, planned.run_id)
 
     def corpus(self, planned: PlannedRun) -> Path:
         """Directory of the token files of a run."""

@@ -135,6 +135,15 @@ def test_train_leaves_the_warnings_of_the_training_on(tmp_path: Path, monkeypatc
     assert checkpoint.log.isEnabledFor(logging.WARNING)
 
 
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.VERBS, "status", interrupted)
+    assert main(["status", "sweeps/quick"]) == 130
+    assert capsys.readouterr().err == "isoloss: interrupted\n"
+
+
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOLOSS_TRACEBACK", "1")
     with pytest.raises(InputError):

@@ -96,8 +96,9 @@ def _ask(jobs: set[str], arrays: set[str]) -> Queue:
         ended = {job_id: state for job_id, state in _accounts(arrays).items() if not state.live}
         queued = _queued(arrays)
     except _Silent as silent:
+        # what accounts call ended may have been queued again
         states = {job_id: state for job_id, state in ended.items() if job_id in jobs}
-        return Queue(states, frozenset(jobs - states.keys()), f"{silent}; ask where the commands of the cluster work")
+        return Queue(states, frozenset(jobs), f"{silent}; ask where the commands of the cluster work")
     live = {job_id: state for job_id, state in queued.items() if state.live}
     return Queue({job_id: state for job_id, state in (queued | ended | live).items() if job_id in jobs})
 

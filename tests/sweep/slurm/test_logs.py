@@ -9,8 +9,7 @@ import pytest
 from sweep.launch.slurm.logs import describe, tail
 from sweep.launch.slurm.submission import Element, Submission, job_folder, reserve, write_submission
 from sweep.record import write_status
-from sweep.run_dir import matching, run_dir
-from sweep.schema import RUNS_DIR, InputError
+from sweep.schema import RUNS_DIR
 
 RUNS = ["00000000000000a1", "00000000000000a2", "b000000000000000"]
 
@@ -70,17 +69,3 @@ def test_only_the_end_of_a_large_log_is_read(tmp_path: Path) -> None:
     assert tail(log, 2) == ["last but one", "last"]
     assert sum(map(len, tail(log, 100))) <= 2**20
     assert tail(log, 0) == []
-
-
-def test_a_run_is_named_by_the_start_of_its_id() -> None:
-    assert matching(RUNS, "b") == matching(RUNS, RUNS[2]) == RUNS[2]
-    with pytest.raises(InputError, match="the start of 2 run_ids"):
-        matching(RUNS, "0000")
-
-
-@pytest.mark.parametrize("given", ["", "..", "../../etc", "/etc/passwd", "B", "*", f"{RUNS[0]}0", "c"])
-def test_what_is_no_run_is_refused(given: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run of this sweep"):
-        matching(RUNS, given)
-    with pytest.raises(InputError, match="is no run_id"):
-        run_dir(tmp_path, given)

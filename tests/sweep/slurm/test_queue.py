@@ -158,6 +158,13 @@ def test_where_slurm_does_not_answer_nothing_counts_as_ended(slurm: Path, tmp_pa
         live_elements(tmp_path)
 
 
+def test_accounts_alone_do_not_say_that_a_job_has_ended(slurm: Path) -> None:
+    command(slurm, "sacct", SACCT)
+    answer = ask([submission("14255904", "14255902")])  # the first is called NODE_FAIL, and was queued again
+    assert answer.states["14255904"].state == "NODE_FAIL"
+    assert answer.is_live("14255904") is answer.is_live("14255902") is None
+
+
 def test_jobs_of_another_cluster_are_unknown_here(slurm: Path) -> None:
     command(slurm, "squeue", SQUEUE)
     command(slurm, "scontrol", "AccountingStorageHost   = head\nClusterName             = small\nMCSPlugin = none\n")
