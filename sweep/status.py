@@ -132,11 +132,12 @@ def sweep_status(sweep_dir: Path) -> SweepStatus:
     numbers = {element.job_id: one.number for one in submissions for element in one.elements}
     unfinished = {run.run_id for run in runs if run.status not in FINISHED}
     queue = ask(submissions, unfinished)
+    stopped = stop_reason(sweep_dir)
     runs = [
-        _with_job(sweep_dir, run, [_job(element, numbers, queue) for element in elements.get(run.run_id, ())])
+        _with_job(sweep_dir, run, [_job(e, numbers, queue) for e in elements.get(run.run_id, ())], bool(stopped))
         for run in runs
     ]
-    return SweepStatus(str(sweep_dir), planned, runs, flops_done, flops, stop_reason(sweep_dir), queue.problem)
+    return SweepStatus(str(sweep_dir), planned, runs, flops_done, flops, stopped, queue.problem)
 
 
 def plan_lines(path: Path) -> Iterator[tuple[RunStatus, float]]:
@@ -221,7 +222,7 @@ def _with_record(sweep_dir: Path, run: RunStatus) -> tuple[RunStatus, float]:
     ), row.get("flops", 0.0)
 
 
-def _with_job(sweep_dir: Path, run: RunStatus, jobs: list[Job]) -> RunStatus:
+def _with_job(sweep_dir: Path, run: RunStatus, jobs: list[Job], stopped: bool) -> RunStatus:
     """`run` with its job, and without the claims of a record whose job is gone."""
     if not jobs:
         return run
@@ -230,9 +231,10 @@ def _with_job(sweep_dir: Path, run: RunStatus, jobs: list[Job]) -> RunStatus:
     active = run.active and not (job.live is False and run.submission is not None)
     cancelled = run.cancelled or (job.live is False and job.state == "CANCELLED")
     run = replace(run, job=job, active=active, cancelled=cancelled)
-    if run.error is None and run.shown in ("lost", "failed"):
-        return replace(run, error=_last_line(sweep_dir / RUNS_DIR / run.run_id / TRACEBACK_FILE))
-    return run
+    if run.error is not None or run.shown not in ("lost", "failed"):
+        return run
+    error = _last_line(sweep_dir / RUNS_DIR / run.run_id / TRACEBACK_FILE)
+    return replace(run, error=error or ("the sweep stopped before it" if stopped else None))
 
 
 def _job(element: Element, numbers: dict[str, int], queue: Queue) -> Job:

@@ -256,11 +256,16 @@ def test_a_sweep_without_jobs_or_with_all_done_asks_nobody(
     assert sweep_status(sweep_dir).slurm_problem is None
 
 
-def test_a_sweep_that_stopped_early_says_why(sweep_dir: Path, plan: list[PlannedRun]) -> None:
+def test_a_sweep_that_stopped_early_says_why(
+    sweep_dir: Path, plan: list[PlannedRun], slurm: Callable[..., None]
+) -> None:
+    slurm("7|COMPLETED|node1|None\n")
+    submit(sweep_dir, ("7", plan[:1]))
     assert sweep_status(sweep_dir).stopped is None
-    (sweep_dir / "slurm").mkdir()
     (sweep_dir / "slurm" / "stopped.json").write_text('{"reason": "5 runs failed alike", "when": "2026-11-22"}')
-    assert "the sweep stopped early: 5 runs failed alike" in remarks(sweep_status(sweep_dir))
+    state = sweep_status(sweep_dir)
+    assert "the sweep stopped early: 5 runs failed alike" in remarks(state)
+    assert (state.runs[0].shown, state.runs[0].error) == ("lost", "the sweep stopped before it")
     (sweep_dir / "slurm" / "stopped.json").write_text("{")
     assert "damaged" in remarks(sweep_status(sweep_dir))[0]
 

@@ -30,7 +30,7 @@ def watch(frozen: Frozen, left: list[PlannedRun]) -> Outcome:
             for run in state.runs:
                 if run.run_id in by_id and run.run_id not in told:
                     _show(progress, by_id[run.run_id], run)
-                    if run.status in FINISHED or ended:
+                    if ended or run.status in FINISHED or (run.shown in ("failed", "cancelled") and not _awaited(run)):
                         progress.ended(by_id[run.run_id], run.shown, run.error)
                         told.add(run.run_id)
             if ended:
