@@ -91,7 +91,8 @@ def take(
 
     A holder gives way at once where it has released the lease, where its process is seen to be dead, or where both
     hold claims and `claim` is the later; one that cannot be seen after it has been silent for SILENT_SECONDS of this
-    process's `clock`, of which a jump counts as one short pause. Raises InputError, naming the holder, where it lives.
+    process's `clock`, of which a jump counts as one short pause. Raises InputError, naming the holder, where it lives,
+    and at once LeaseLost where its claim is later than `claim`.
     """
     waited = silent = 0.0
     before: tuple[int, int] | None = None  # the lease looked at last: its number and last touch
@@ -106,6 +107,8 @@ def take(
                 lease.keep()
                 return lease
             continue
+        if claim is not None and isinstance(holder, Holder) and holder.claim is not None and claim < holder.claim:
+            raise LeaseLost(f"{directory} was taken over by a later attempt")
         seen = holder.alive() is not None if isinstance(holder, Holder) else False
         if waited >= wait_seconds and (seen or moved):
             raise InputError(
