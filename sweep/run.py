@@ -80,8 +80,9 @@ class Run:
             try:
                 return self.learner.accumulate(tokens, targets, self.micro_batch)
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or not (self.learner.lone_retry and self.shrink()):
+                if not out_of_memory(error) or not self.learner.lone_retry or self.micro_batch == 1:
                     raise
+            self.shrink()  # here, where nothing holds what the failed pass had computed
 
     def shrink(self) -> bool:
         """Halve the micro-batch, to the next divisor of the batch; False where it is one sequence."""

@@ -36,7 +36,8 @@ class Sharded:
         if planned.execution.compile:
             parts = parts._replace(block=torch.compile(parts.block, fullgraph=True, dynamic=False))
         self.model: Any = _Model(self.spec.model, parts)  # `fully_shard` adds to its methods
-        self.parameters = _spread(self.model, device, world)
+        spread = _spread(self.model, device, world)
+        self.parameters = dict(matrices_first((name, spread[name]) for name in parameter_shapes(self.spec.model)))
         for name, drawn in draw_parameters(self.spec.model, self.spec.seed):
             p = self.parameters[name]
             local(p).detach().copy_(drawn[_rows(p, world)])
@@ -201,7 +202,7 @@ class _Model(_Part):
 
 def _spread(model: _Model, device: str, world: World) -> dict[str, DTensor]:
     """Spread the parameters' rows over the ranks, block by block, with gradients that are sums over ranks. Returns them
-    by transformers' names, matrices first, not initialised."""
+    by transformers' names, not initialised."""
     mesh = init_device_mesh(torch.device(device).type, (world.size,))
     found: dict[str, Any] = {}
     parts: dict[str, Any] = {"": model, **dict(zip(model.prefixes, model.blocks, strict=True))}
@@ -212,7 +213,7 @@ def _spread(model: _Model, device: str, world: World) -> dict[str, DTensor]:
     model.to_empty(device=device)
     for at, part in parts.items():
         found |= {at + name: p for name, p in part.weights().items()}
-    return dict(matrices_first(found.items()))
+    return found
 
 
 def _rows(parameter: DTensor, world: World) -> slice:

@@ -132,7 +132,7 @@ SINGLE = World()
 @contextmanager
 def join() -> Iterator[World]:
     """The world that torchrun or srun has started this process in, connected; SINGLE where neither has."""
-    found = _meeting_point(os.environ)
+    found = meeting_point(os.environ)
     if found is None:
         yield SINGLE
         return
@@ -150,7 +150,7 @@ def join() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _meeting_point(environment: Mapping[str, str]) -> tuple[World, str] | None:
+def meeting_point(environment: Mapping[str, str]) -> tuple[World, str] | None:
     """This process's world, not connected, and the address where its ranks meet; None for a process on its own.
 
     SLURM sets SLURM_NTASKS and SLURM_PROCID in batch scripts and shells too, but the size of a step only within srun.

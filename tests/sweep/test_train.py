@@ -175,6 +175,54 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(plan_tiny, tiny_corpus,
     assert_same_run(tmp_path / "whole", tmp_path / "damaged")
 
 
+def test_full_disk_costs_checkpoints_but_not_the_run(plan_tiny, tiny_corpus, tmp_path: Path, small_disk: Path) -> None:
+    """The disk is full from step 10 to step 30 but for the record's own little files."""
+    planned = plan_tiny(steps=60, execution={"checkpoint_seconds": 0.0})
+    filler = small_disk / "filler"
+
+    def watch(row: dict[str, Any]) -> None:
+        if row["step"] >= 30:
+            filler.unlink(missing_ok=True)
+        elif row["step"] >= 10 and not filler.exists():
+            free = os.statvfs(small_disk).f_bavail * 4096
+            filler.write_bytes(bytes(free - 64 * 1024))
+
+    assert train_run(planned, small_disk / "run", tiny_corpus, "cpu", watch) == "done"
+    assert train_run(planned, tmp_path / "whole", tiny_corpus, "cpu") == "done"
+    assert_same_run(small_disk / "run", tmp_path / "whole")
+    notes = read_record(small_disk / "run").status["notes"]
+    assert any("no checkpoint at step" in note and "No space left" in note for note in notes)
+    assert not list(small_disk.rglob("*.part"))
+
+
+def test_full_disk_at_the_end_fails_the_attempt_and_says_how_to_mend_it(
+    plan_tiny, tiny_corpus, small_disk: Path
+) -> None:
+    planned, filler = plan_tiny(steps=60), small_disk / "filler"
+
+    def watch(row: dict[str, Any]) -> None:
+        if row["step"] == 60:
+            filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 64 * 1024))
+
+    with pytest.raises(OSError, match=r"free some space, then the same command goes on.*step-60"):
+        train_run(planned, small_disk / "run", tiny_corpus, "cpu", watch)
+    filler.unlink()
+    assert train_run(planned, small_disk / "run", tiny_corpus, "cpu") == "done"
+
+
+def test_divergence_is_seen_at_the_same_step_wherever_it_was_looked_for(plan_tiny, tiny_corpus) -> None:
+    planned = plan_tiny(steps=200, lr=3.0, grad_clip=0.0, weight_decay=0.0)
+    found = set()
+    for block in (1, 7, 64):
+        run = Run(planned, tiny_corpus, "cpu")
+        reason = None
+        while reason is None:
+            run.advance(min(200, run.step + block), lambda: False)
+            reason = run.diverged()
+        found.add(reason)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(("lr", "clip"), [(1e4, 1.0), (3.0, 0.0), (1e30, 1.0)])
 def test_divergence_is_a_recorded_result(plan_tiny, tiny_corpus, tmp_path: Path, lr: float, clip: float) -> None:
     planned = plan_tiny(steps=200, lr=lr, grad_clip=clip, weight_decay=0.0)
