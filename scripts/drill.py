@@ -19,15 +19,23 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from drills import disk, local
+from drills import disk, local, slurm
+from drills.cluster import Cluster, missing
 from drills.lab import Lab, Result
 
+SCALE = "scale"
 COLUMNS = ("fault", "injected", "runs", "finished", "rows lost", "duplicated", "differing", "wrong", "seconds")
+
+
+@lru_cache(maxsize=1)
+def cluster() -> Cluster:
+    """The cluster of the drills, made when the first of them asks."""
+    return Cluster()
 
 
 def drills(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[Lab], Result], Callable[[], str | None]]]:
@@ -35,6 +43,15 @@ def drills(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[Lab], Res
 
     def anywhere() -> str | None:
         return None
+
+    def slurm_here(drill: Callable[..., Result], **options: int) -> Callable[[Lab], Result]:
+        def run(lab: Lab) -> Result:
+            try:
+                return drill(lab, cluster(), **options)
+            finally:
+                slurm.cancel_jobs(lab)
+
+        return run
 
     def root() -> str | None:
         return None if os.getuid() == 0 else "needs root"
@@ -52,6 +69,13 @@ def drills(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[Lab], Res
         "all-alike": (local.all_fail_alike, anywhere),
         "disk-checkpoint": (disk.full_at_checkpoint, root),
         "disk-log": (disk.full_at_log, root),
+        "time-limit": (slurm_here(slurm.time_limit), missing),
+        "preemption": (slurm_here(slurm.preemption), missing),
+        "requeue": (slurm_here(slurm.requeue), missing),
+        "node-down": (slurm_here(slurm.node_down), missing),
+        "lost-slurmd": (slurm_here(slurm.lost_slurmd), missing),
+        "one-element": (slurm_here(slurm.error_in_one_element), missing),
+        SCALE: (slurm_here(slurm.many_tasks, tasks=arguments.tasks), missing),
     }
 
 
@@ -78,6 +102,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these drills instead of all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--kills", type=int, default=50, help="how often a training process is killed")
+    parser.add_argument("--tasks", type=int, default=500, help="array tasks of the drill `scale`")
     arguments = parser.parse_args()
     known = drills(arguments)
     if unknown := set(arguments.only or ()) - known.keys():
@@ -85,7 +110,7 @@ def main() -> int:
     results = []
     with tempfile.TemporaryDirectory(prefix="isoloss-drill-") as folder:
         lab = Lab(Path(folder))
-        for name in arguments.only or known:
+        for name in arguments.only or [name for name in known if name != SCALE]:
             drill, reason_not = known[name]
             if reason := reason_not():
                 print(f"{name}: left out, {reason}", flush=True)
@@ -98,6 +123,8 @@ def main() -> int:
             result.seconds = time.monotonic() - started
             results.append(result)
             print(f"{name}: {'as it should be' if result.passed else 'WRONG'}", flush=True)
+    if cluster.cache_info().currsize and not cluster().was_up:
+        cluster().down()
     print(f"\n{table(results)}")
     if arguments.json:
         arguments.json.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=1) + "\n")

@@ -77,9 +77,13 @@ class Lab:
         library = Path(json.__file__).parent.parent
         files = ", ".join(f"'{library / package}/*.py'" for package in ("json", "email"))
         (self.configs / "experiment" / "drill.yaml").write_text(EXPERIMENT % files)
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        self.env |= {"ISOLOSS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         self.references: dict[tuple[str, ...], Sweep] = {}
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of the commands: this process's, which may have come to know a cluster, without W&B's."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+        return env | {"ISOLOSS_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"}
 
     def reference(self, science: tuple[str, ...]) -> Sweep:
         """The sweep with these overrides, trained without any fault; once."""
