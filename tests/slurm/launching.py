@@ -63,7 +63,11 @@ class Launched(Sweep):
                 time.sleep(2)
             return ended()
 
+        def accounted() -> bool:  # which comes later
+            return all(cluster.attempts(job)[-1:] not in ([], ["PENDING"], ["RUNNING"]) for job in jobs)
+
         wait_until(stays_ended, f"end of jobs {jobs}", seconds)
+        wait_until(accounted, f"accounts of jobs {jobs}")
 
     def equals_reference(self) -> None:
         """Assert that every run is done and equals the undisturbed one bit for bit, with no line twice."""

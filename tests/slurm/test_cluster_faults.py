@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from launching import Launched, lab_in, slurm
 
 from sweep.lease import newest_number
 
-PACKED = "launcher.pack_minutes=10"  # both runs of the experiment in one job
+LONG = ("horizon.steps=4000", "grid.blocks.run.product.seed=[0]")  # some seconds
+SHORT = ("horizon.steps=100",)
+PACKED = "launcher.pack_minutes=10"  # all runs in one job
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,13 @@ def started(cluster: Cluster, sweep: Launched, rows: int = 6) -> tuple[str, str]
 
 
 def test_told_to_save_requeued_and_preempted_runs_go_on_bit_for_bit(cluster: Cluster, lab: Lab) -> None:
-    told, requeued, preempted = (Launched(lab, name) for name in ("told", "requeued", "preempted"))
+    told, requeued, preempted = (Launched(lab, name, LONG) for name in ("told", "requeued", "preempted"))
+    early = Launched(lab, "early", SHORT)
+    ready = lab.folder / "ready"
+    slow = f"bash -c 'touch {ready}; sleep 3; exec {sys.executable} \"$@\"' --"
+    early.submit(PACKED, "launcher.python='" + slow.replace("'", "\\'") + "'")
+    wait_until(ready.exists, "start of Python")
+    slurm("scancel", "--signal=USR2", early.submission.elements[0].job_id)  # which nobody hears yet
     told.submit(PACKED)
     requeued.submit(PACKED)
     preempted.submit(PACKED, "launcher.partition=low", "launcher.sbatch={exclusive: true}")
@@ -41,15 +50,16 @@ def test_told_to_save_requeued_and_preempted_runs_go_on_bit_for_bit(cluster: Clu
     slurm("scontrol", "requeue", job)
     job, node = started(cluster, preempted)
     slurm("sbatch", "--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 2")
-    lab.reference(())  # while they wait
-    for sweep in (told, requeued, preempted):
+    lab.reference(LONG)  # while they wait
+    for sweep in (told, early, requeued, preempted):
         sweep.wait(cluster)
         sweep.equals_reference()
         states = cluster.attempts(sweep.submission.elements[0].job_id)
         assert len(states) == 2, states
         assert states[-1] == "COMPLETED"
-        assert max(sweep.status(run)["attempts"] for run in sweep.runs()) == 2
-    # both end with the exit code that asks for another start
+        assert max(sweep.status(run)["attempts"] for run in sweep.runs()) == 1 + (sweep is not early)
+    assert "User defined signal 2" in early.logs()
+    # these end with the exit code that asks for another start
     assert "Exited with exit code 85" in told.logs()
     assert "Exited with exit code 85" in preempted.logs()
 
@@ -57,7 +67,7 @@ def test_told_to_save_requeued_and_preempted_runs_go_on_bit_for_bit(cluster: Clu
 def test_of_a_job_that_lives_on_after_its_node_was_lost_nothing_is_left(cluster: Cluster, lab: Lab) -> None:
     """One node is set down. Another is cut off: its slurmd is killed and nothing that runs there hears of it; the job,
     asleep in mid-run, wakes up when the one queued again has finished the runs."""
-    down, lost = Launched(lab, "down"), Launched(lab, "lost")
+    down, lost = Launched(lab, "down", LONG), Launched(lab, "lost", LONG)
     for sweep in (down, lost):
         sweep.submit(PACKED, "launcher.sbatch={exclusive: true}")
     _, node = started(cluster, down)
@@ -109,10 +119,9 @@ def contents(sweep: Launched) -> dict[str, bytes]:
 
 
 def test_a_python_error_in_one_element_leaves_the_others_untouched(cluster: Cluster, lab: Lab) -> None:
-    science = ("horizon.steps=100",)
-    sweep = Launched(lab, "error", science)
+    sweep = Launched(lab, "error", SHORT)
     frozen_at = sweep.directory / "runs"
-    reference = lab.reference(science)
+    reference = lab.reference(SHORT)
     broken, whole = sorted(run.name for run in reference.runs())
     (frozen_at / broken / "metrics.jsonl").mkdir(parents=True)  # which cannot be written as a file
     made = sweep.submit("launcher.retries=1")
