@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from drills import disk, local, slurm
+from drills import disk, local, slurm, wheelhouse
 from drills.cluster import Cluster, missing
 from drills.lab import Lab, Result
 
@@ -69,6 +69,7 @@ def drills(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[Lab], Res
         "all-alike": (local.all_fail_alike, anywhere),
         "disk-checkpoint": (disk.full_at_checkpoint, root),
         "disk-log": (disk.full_at_log, root),
+        "wheelhouse": (wheelhouse.offline_install, anywhere),
         "time-limit": (slurm_here(slurm.time_limit), missing),
         "preemption": (slurm_here(slurm.preemption), missing),
         "requeue": (slurm_here(slurm.requeue), missing),

@@ -111,10 +111,11 @@ class Sweep:
         self.lab, self.science, self.how = lab, science, how
         self.directory = directory or lab.folder / name
         self.log = lab.folder / f"{name}.log"
+        self.python = sys.executable
 
     def start(self, *overrides: str, **env: str) -> subprocess.Popen[bytes]:
         """Start the command that trains the sweep; what it prints is added to the log."""
-        command = [sys.executable, "-m", "sweep.cli", "sweep", "--config-dir", str(self.lab.configs)]
+        command = [self.python, "-m", "sweep.cli", "sweep", "--config-dir", str(self.lab.configs)]
         command += ["experiment=drill", f"sweep_dir={self.directory}", *self.science, *self.how, *overrides]
         with self.log.open("a") as log:
             return subprocess.Popen(command, cwd=self.lab.folder, env=self.lab.env | env, stdout=log, stderr=log)
