@@ -40,10 +40,12 @@ class Run:
         self.spec, self.execution, self.device, self.world = spec, planned.execution, device, world
         self.learner = make_learner(planned, device, world)
         self.share = world.share(spec.batch_sequences)  # of each batch
-        largest = -(-spec.batch_sequences // world.size)
+        largest, smallest = -(-spec.batch_sequences // world.size), spec.batch_sequences // world.size
+        self.parted = spec.batch_sequences  # what a micro-batch has to divide
         self.micro_batch = min(self.execution.micro_batch or largest, largest)
-        if self.execution.compile:  # one shape, compiled once
-            self.micro_batch = _largest_divisor(self.share.stop - self.share.start, self.micro_batch)
+        if self.execution.compile:  # one shape, compiled once, on all ranks
+            self.parted = math.gcd(largest, smallest)
+            self.micro_batch = _largest_divisor(self.parted, self.micro_batch)
         self.micro_limit: int | None = None  # where memory ran out
         self.sequences = Sequences(corpus.train, spec.model.n_ctx, spec.seed)
         test = test_sequences(corpus.test, spec.model.n_ctx, spec.data.test_tokens)
@@ -89,7 +91,7 @@ class Run:
         before = self.micro_batch
         if before == 1:
             return False
-        self.limit(_largest_divisor(self.spec.batch_sequences, before // 2))
+        self.limit(before // 2)
         self.notes.append(f"out of memory with a micro-batch of {before} sequences; going on with {self.micro_batch}")
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -98,8 +100,8 @@ class Run:
 
     def limit(self, micro_batch: int) -> None:
         """Compute at most `micro_batch` sequences at once from now on."""
-        self.micro_limit = micro_batch
-        self.micro_batch = min(self.micro_batch, micro_batch)
+        if micro_batch < self.micro_batch:
+            self.micro_limit = self.micro_batch = _largest_divisor(self.parted, micro_batch)
 
     def _update(self) -> Tensor:
         """One optimiser step from the accumulated gradients; returns their norm before clipping, on the device."""
@@ -180,4 +182,4 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _largest_divisor(number: int, limit: int) -> int:
-    return next((d for d in range(min(number, limit), 0, -1) if number % d == 0), 1)
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)

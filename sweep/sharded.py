@@ -22,6 +22,8 @@ from sweep.optimizer import MOMENTS, adamw, join_pieces, local, matrices_first, 
 from sweep.spec import ModelSpec, PlannedRun
 from sweep.world import World
 
+BlockFunction = Callable[[Mapping[str, Tensor], str, Tensor, torch.Size], Tensor]
+
 
 class Sharded:
     """The state in rows over the ranks. Vectors of the state are the parameters one after another, as in FlatWeights;
@@ -33,9 +35,10 @@ class Sharded:
         """At step 0."""
         self.spec, self.world = planned.spec, world
         parts = forward_parts(self.spec.model, device)
-        if planned.execution.compile:
-            parts = parts._replace(block=torch.compile(parts.block, fullgraph=True, dynamic=False))
-        self.model: Any = _Model(self.spec.model, parts)  # `fully_shard` adds to its methods
+        trained = (
+            torch.compile(parts.block, fullgraph=True, dynamic=False) if planned.execution.compile else parts.block
+        )
+        self.model: Any = _Model(self.spec.model, parts, trained)  # `fully_shard` adds to its methods
         spread = _spread(self.model, device, world)
         self.parameters = dict(matrices_first((name, spread[name]) for name in parameter_shapes(self.spec.model)))
         for name, drawn in draw_parameters(self.spec.model, self.spec.seed):
@@ -58,7 +61,7 @@ class Sharded:
             x, y = tokens[start : start + micro_batch], targets[start : start + micro_batch]
             weight = 1 / self.spec.batch_tokens
             if not len(x):
-                x = y = tokens.new_zeros(1, self.spec.model.n_ctx)
+                x = y = tokens.new_zeros(micro_batch, self.spec.model.n_ctx)
                 weight = 0.0
             with self.autocast:
                 loss = summed_loss(self.model(x), y.reshape(-1)) * weight
@@ -183,7 +186,7 @@ class _Block(_Part):
 class _Model(_Part):
     """The forward pass on modules: embedding and head in this one, each block in one of its own."""
 
-    def __init__(self, spec: ModelSpec, parts: Parts) -> None:
+    def __init__(self, spec: ModelSpec, parts: Parts, trained: BlockFunction) -> None:
         shapes = parameter_shapes(spec)
         prefixes = [f"{parts.blocks}{i}." for i in range(spec.n_layer)]
         super().__init__({name: shape for name, shape in shapes.items() if not name.startswith(parts.blocks)})

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,9 @@ def test_curve_does_not_depend_on_the_ranks(plan_tiny, tiny_corpus, tmp_path: Pa
     for job, run_dir in jobs:
         assert_same_curve(run_dir, tmp_path / run_dir.name.partition("-")[0])
         assert read_record(run_dir).status["ranks"] == size
-        shards = {path.name for path in (run_dir / CHECKPOINT_DIR).glob("*.safetensors")}
-        whole = {"step-12-a0.safetensors"}
-        assert shards == (
-            whole if "1e" in run_dir.name else {f"step-12-a0-{r}of{size}.safetensors" for r in range(size)}
-        )
+        shards = [f"-{rank}of{size}" for rank in range(size)] if job.execution.shard_above == 0 else [""]
+        files = {path.name for path in (run_dir / CHECKPOINT_DIR).glob("*.safetensors")}
+        assert files == {f"step-8-a0{shard}.safetensors" for shard in shards}
 
 
 def test_fewer_sequences_than_ranks(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
@@ -84,6 +83,15 @@ def train_until(world: World, planned: PlannedRun, run_dir: Path, corpus: Any, s
             os.kill(processes[-1], signal.SIGTERM)
 
     return train_run(planned, run_dir, corpus, "cpu", watch, world=world)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_blocks_are_sharded_too(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    execution = {**SPREAD, "compile": True, "micro_batch": 4}
+    planned = plan_tiny(steps=3, schedule={"warmup_steps": 0}, execution=execution)
+    train_run(plan_tiny(steps=3, schedule={"warmup_steps": 0}), tmp_path / "one", tiny_corpus, "cpu")
+    assert run_ranks(2, train_each, [(planned, tmp_path / "compiled")], tiny_corpus) == [["done"]] * 2
+    assert_same_curve(tmp_path / "compiled", tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -146,13 +154,13 @@ def agree(world: World, plans: dict[str, PlannedRun], folder: Path, corpus: Any)
 def test_ranks_agree_on_what_goes_wrong_and_go_on(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
     often = {**SPREAD, "checkpoint_seconds": 0.0, "save_model": True}
     plans = {
-        "superseded": plan_tiny(steps=40, execution=SPREAD),
+        "superseded": plan_tiny(steps=20, execution=SPREAD),
         "adafactor": plan_tiny(name="adafactor", execution=SPREAD),
-        "damaged": plan_tiny(steps=40, weight_average=0.2, execution=often),
+        "damaged": plan_tiny(steps=12, weight_average=0.2, execution=often),
     }
     run_ranks(2, train_each, [(plans["damaged"], tmp_path / "damaged")], tiny_corpus)
     train_run(plans["damaged"], tmp_path / "one", tiny_corpus, "cpu")
-    path = tmp_path / "damaged" / CHECKPOINT_DIR / "step-40-a0-1of2.safetensors"
+    path = tmp_path / "damaged" / CHECKPOINT_DIR / "step-12-a0-1of2.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     results = run_ranks(2, agree, plans, tmp_path, tiny_corpus)
     assert results[0] == results[1]
@@ -162,8 +170,8 @@ def test_ranks_agree_on_what_goes_wrong_and_go_on(plan_tiny, tiny_corpus, tmp_pa
     assert said[0].startswith("optimizer adafactor cannot be spread")
     assert not said[1]
     assert done == "done"
-    assert list(path.parent.glob("step-40-a0*.corrupt"))
-    assert any("step-40-a0" in note for note in read_record(tmp_path / "damaged").status["notes"])
+    assert list(path.parent.glob("step-12-a0*.corrupt"))
+    assert any("step-12-a0" in note for note in read_record(tmp_path / "damaged").status["notes"])
     assert_same_curve(tmp_path / "damaged", tmp_path / "one")
     forward, tokens = forward_function(plans["damaged"].spec.model), torch.arange(64).view(2, 32)
     saved = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("damaged", "one")]
