@@ -160,7 +160,7 @@ class Sweep:
                 continue
             result.finished += 1
             read_record(run)  # raises where it is damaged
-            _compare(undisturbed, run, result)
+            compare_runs(undisturbed, run, result)
 
     def workers(self, process: subprocess.Popen[bytes]) -> list[int]:
         """The training processes of a running local sweep."""
@@ -195,8 +195,9 @@ def _rows(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "elapsed_s"} for row in rows]
 
 
-def _compare(undisturbed: Path, run: Path, result: Result) -> None:
-    """The lines as they stand in the files: reading a record would hide what is double."""
+def compare_runs(undisturbed: Path, run: Path, result: Result) -> None:
+    """Add to `result` how a run directory differs from an undisturbed one: the lines as they stand in the files, since
+    reading a record would hide what is double."""
     expected = {row["step"]: row for row in _rows(undisturbed)}
     rows = _rows(run)
     counts = Counter(row["step"] for row in rows)
