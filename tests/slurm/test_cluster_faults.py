@@ -15,6 +15,7 @@ from drills.lab import Lab
 from launching import Launched, lab_in, slurm
 
 from sweep.lease import newest_number
+from sweep.record import read_record
 
 LONG = ("horizon.steps=4000", "grid.blocks.run.product.seed=[0]")  # some seconds
 SHORT = ("horizon.steps=100",)
@@ -143,3 +144,20 @@ def test_a_python_error_in_one_element_leaves_the_others_untouched(cluster: Clus
     assert [element.run_ids for element in again.elements] == [(broken,)]
     sweep.wait(cluster)
     sweep.equals_reference()
+
+
+def test_ranks_of_which_one_is_killed_start_afresh(cluster: Cluster, lab: Lab) -> None:
+    sweep = Launched(lab, "killed", ("horizon.steps=1500", "grid.blocks.run.product.seed=[0]"))
+    sweep.submit("launcher.ranks=2")
+    job, _ = started(cluster, sweep)
+    [run] = sweep.runs()
+    first = json.loads((run / f"lease.{newest_number(run)}").read_text())["pid"]
+    [second] = [pid for pid in processes(job) if "python" in command(pid) and pid != first]
+    os.kill(second, signal.SIGKILL)
+    sweep.wait(cluster)
+    assert cluster.attempts(job) == ["REQUEUED", "COMPLETED"], sweep.logs()
+    status = sweep.status(run)
+    assert (status["status"], status["attempts"], status["failures"]) == ("done", 2, 1)
+    steps = [row["step"] for row in read_record(run).rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 1500

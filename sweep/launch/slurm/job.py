@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sweep.config import TrackingConfig
 from sweep.launch.slurm.interrupt import Interruptions
-from sweep.launch.slurm.resources import REQUEUE
+from sweep.launch.slurm.resources import REQUEUE, again_file
 from sweep.launch.slurm.submission import CANCEL_FILE, FOLDER, STOPPED_FILE, job_folder
 from sweep.run_dir import run_dir
 from sweep.schema import PLAN_FILE, RUNS_DIR, STATUS_FILE
@@ -109,8 +109,8 @@ class _Work:
             following: Next = "again"
             while following == "again" and self.world.first(partial(self._wanted, run_id)):
                 ended = self._train(run_id, offset)
-                if self.world.broken:  # the others know nothing of what this process would do next
-                    return REQUEUE
+                if self.world.broken:  # these processes understand each other no more; rank 0 speaks for them
+                    return self._apart(run_id, ended) if self.world.rank == 0 else 1
                 following = self._after(run_id, ended)
             if following in ("requeue", "wait") and self.world.first(self._left):
                 self.world.first(partial(self._note, start))
@@ -118,6 +118,16 @@ class _Work:
                     self._wait_for_the_end()
                 return REQUEUE
         return 1 if self.failed else 0
+
+    def _apart(self, run_id: str, ended: Ended) -> int:
+        """The exit code of rank 0 where another has failed or is gone: afresh, while the run may be tried again. The
+        job's exit code may be the other's, so a file says so too."""
+        _say(f"{run_id}  {ended.status}  {ended.error}")
+        self._after_failure(run_id, ended)
+        if not self._left():
+            return 1
+        again_file(self._notes.parent, self._notes.stem).touch()
+        return REQUEUE
 
     def _train(self, run_id: str, offset: int) -> Ended:
         from sweep.launch.worker import Ended, Job, train_job
@@ -162,8 +172,8 @@ class _Work:
             self.failed = True
             if reason := self._hopeless():
                 self._stop(reason)
-        if self.device != "cpu" or self.world.size > 1:
-            return "requeue"  # an error may have left the GPU, or the ranks' understanding, unusable to these processes
+        if ended.retry and self.device != "cpu":
+            return "requeue"  # an error may have left the GPU unusable to this process
         return "next" if final else "again"
 
     def _left(self) -> bool:

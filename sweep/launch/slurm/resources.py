@@ -65,14 +65,15 @@ def time_limit(launcher: SlurmLauncher, seconds: float) -> int:
     return minutes
 
 
-def sbatch_parameters(launcher: SlurmLauncher, minutes: int, name: str, code: Path) -> dict[str, Any]:
-    """Parameters of submitit's SlurmExecutor for jobs of `minutes` that run the packages in `code`. Raises InputError
-    for options of sbatch that the launcher sets itself."""
+def sbatch_parameters(launcher: SlurmLauncher, minutes: int, name: str, code: Path, folder: Path) -> dict[str, Any]:
+    """Parameters of submitit's SlurmExecutor for jobs of `minutes` that run the packages in `code` and keep their files
+    in `folder`. Raises InputError for options of sbatch that the launcher sets itself."""
     ranks = launcher.ranks_per_run // launcher.nodes
     cpus = launcher.cpus_per_rank or max(launcher.threads, 4 if launcher.gpus_per_run else 1)
     srun_args = [f"--cpus-per-task={cpus}"]  # which srun does not take from sbatch
     if launcher.ranks_per_run > 1:
-        srun_args.append("--wait=60")  # a rank that ended early ends the others, which could not go on
+        # a rank that ended early ends the others, which could not go on, but not before they have said what they know
+        srun_args += ["--kill-on-bad-exit=0", "--wait=60"]
     asked = {
         "partition": launcher.partition,
         "account": launcher.account,
@@ -91,7 +92,7 @@ def sbatch_parameters(launcher: SlurmLauncher, minutes: int, name: str, code: Pa
         "signal_delay_s": launcher.signal_seconds,
         "array_parallelism": launcher.parallel,
         "setup": [*launcher.setup, *_use_code(code)],
-        "teardown": _queue_again(),
+        "teardown": _queue_again(folder),
         "srun_args": [*srun_args, *launcher.srun_args],
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own mark, which some clusters refuse
@@ -119,11 +120,17 @@ def _use_code(code: Path) -> list[str]:
     return [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]
 
 
-def _queue_again() -> list[str]:
+def again_file(folder: Path, job_id: str) -> Path:
+    """What a job leaves in `folder` to be queued again whatever its exit code, which is the largest of its ranks'."""
+    return folder / f"{job_id}.again"
+
+
+def _queue_again(folder: Path) -> list[str]:
     """Lines of shell after the job's command, outside of any container, where the commands of SLURM are at hand."""
+    left = f'{shlex.quote(str(again_file(folder, "")).removesuffix(".again"))}"$SLURM_JOB_ID".again'
     return [
         "isoloss_code=$?",
-        f"if [ $isoloss_code -eq {REQUEUE} ] || [ $isoloss_code -eq {UNHEARD} ]; then",
+        f"if rm {left} 2>/dev/null || [ $isoloss_code -eq {REQUEUE} ] || [ $isoloss_code -eq {UNHEARD} ]; then",
         '  scontrol requeue "$SLURM_JOB_ID"',
         "fi",
         "exit $isoloss_code",

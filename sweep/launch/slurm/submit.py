@@ -55,10 +55,12 @@ def submit(
     packs = pack(runs, lambda run: seconds[run.run_id], 60.0 * launcher.pack_minutes)
     minutes = time_limit(launcher, sum(seconds[run.run_id] for run in packs[0]))
     code = take_snapshot(frozen.sweep_dir, launcher.allow_dirty)
-    parameters = sbatch_parameters(launcher, minutes, frozen.sweep_dir.name, Path(code["path"]))
+    number = reserve(frozen.sweep_dir)
+    folder = job_folder(frozen.sweep_dir, number)
+    parameters = sbatch_parameters(launcher, minutes, frozen.sweep_dir.name, Path(code["path"]), folder)
     _forget_stops(frozen, runs)
     submission = Submission(
-        number=reserve(frozen.sweep_dir),
+        number=number,
         submitted=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         command=tuple(argv),
         elements=(),
@@ -73,7 +75,7 @@ def submit(
         _pack_of(frozen, members, offsets, target.device, launcher, tracking, submission, cluster) for members in packs
     ]
     for array in split(jobs, cluster.array_size):
-        ids = _submit_array(job_folder(frozen.sweep_dir, submission.number), array, launcher, parameters)
+        ids = _submit_array(folder, array, launcher, parameters)
         elements = tuple(
             Element(job_id, run_ids, sum(seconds[run_id] for run_id in run_ids))
             for job_id, run_ids in zip(ids, (tuple(run_id for run_id, _ in one.runs) for one in array), strict=True)

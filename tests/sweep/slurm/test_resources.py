@@ -17,6 +17,7 @@ from sweep.estimate import CPU_RATE, PEAK, USEFUL, Machine, estimate_seconds, ma
 from sweep.launch.slurm.resources import (
     LEAST_MINUTES,
     START_UP_SECONDS,
+    again_file,
     ask_cluster,
     check_path,
     job_name,
@@ -34,7 +35,7 @@ def launcher(*overrides: str) -> SlurmLauncher:
 
 
 def parameters(*overrides: str, minutes: int = 10) -> dict[str, Any]:
-    return sbatch_parameters(launcher(*overrides), minutes, "sweep", Path("/code"))
+    return sbatch_parameters(launcher(*overrides), minutes, "sweep", Path("/code"), Path("/jobs"))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_users_lines_come_verbatim_and_before_ours() -> None:
 )
 def test_paths_reach_python_whole(tmp_path: Path, name: str) -> None:
     code = tmp_path / name / "code"
-    lines = sbatch_parameters(launcher(), 10, name, code)["setup"]
+    lines = sbatch_parameters(launcher(), 10, name, code, tmp_path)["setup"]
     done = subprocess.run(
         ["bash", "-c", "\n".join([*lines, 'printf %s "$PYTHONPATH"'])],
         env={"PYTHONPATH": "/before", "PATH": "/usr/bin:/bin"}, cwd=tmp_path, capture_output=True, text=True,
@@ -153,6 +154,25 @@ def test_paths_reach_python_whole(tmp_path: Path, name: str) -> None:
     assert shlex.quote(job_name(name)) == job_name(name)
     assert job_name(name).startswith("isoloss")
     check_path(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "file", "again"),
+    [(0, False, False), (1, False, False), (85, False, True), (140, False, True), (137, True, True)],
+)
+def test_a_job_is_queued_again_when_it_asks(tmp_path: Path, code: int, file: bool, again: bool) -> None:
+    folder = tmp_path / "it's $(a) folder"
+    folder.mkdir()
+    if file:
+        again_file(folder, "17").touch()
+    lines = sbatch_parameters(launcher(), 10, "sweep", Path("/code"), folder)["teardown"]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(['scontrol() { echo "$@"; }', f"(exit {code})", *lines])],
+        env={"SLURM_JOB_ID": "17", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stdout == ("requeue 17\n" if again else "")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["100%", "a\\b", "a:b", "a\nb"])
@@ -168,7 +188,9 @@ def test_further_options_of_sbatch() -> None:
     }  # fmt: skip
     for bad, said in (("{output: /x}", "itself"), ("{'a b': 1}", "no option"), ('{a: "b\nc"}', "no option")):
         with pytest.raises(InputError, match=f"launcher.sbatch.*{said}"):
-            sbatch_parameters(dataclasses.replace(launcher(), sbatch=compose_mapping(bad)), 10, "sweep", Path("/code"))
+            sbatch_parameters(
+                dataclasses.replace(launcher(), sbatch=compose_mapping(bad)), 10, "sweep", Path("/code"), Path("/jobs")
+            )
 
 
 def compose_mapping(text: str) -> dict[str, Any]:
