@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import numpy as np
 
 from sweep.cache import cache_dir
 from sweep.documents import fingerprint
+from sweep.lease import take
 from sweep.schema import InputError
 from sweep.spec import DataSpec, Source
 from sweep.tokenise import SEEN_FILE, SPLITS, STATE_FILE, TOKENIZER_FILE, BuildState, token_dtype, tokenise, write_json
@@ -60,7 +62,7 @@ def prepare(data: DataSpec, source: Source, progress: bool = False) -> Corpus:
     path = root / name
     if corpus := _intact(path):
         return corpus
-    with _writable(root), _locked(root / f".{name}.lock"):
+    with _writable(root), _alone(root / f".{name}.lease"):
         if corpus := _intact(path):  # built while this process waited
             return corpus
         if path.exists():
@@ -186,19 +188,18 @@ def _writable(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the lease of `directory` for the length of the block, however long another process takes before."""
+    what = "the tokenising of"
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        lease = take(directory, what)
+    except InputError:
         log.warning("another process is tokenising this text; waiting for it")
-        lock.acquire()
+        lease = take(directory, what, wait_seconds=math.inf)
     try:
         yield
     finally:
-        lock.release()
+        lease.release()
 
 
 def _sync(folder: Path) -> None:
