@@ -9,6 +9,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +247,24 @@ def test_two_gpus_follow_one(plan_tiny, tiny_corpus, tmp_path: Path, precision: 
 
 def train_each_on_gpus(world: World, jobs: list[tuple[PlannedRun, Path]], corpus: Any) -> list[str]:
     return [train_run(planned, run_dir, corpus, "cuda", world=world) for planned, run_dir in jobs]
+
+
+def test_torchrun_trains_one_run_and_one_rank_speaks(tmp_path: Path) -> None:
+    """The command itself, on one process and then, in another folder, on two that share the model."""
+    text = Path(json.__file__).parent
+    arguments = ["train", "model.n_ctx=16", "model.d_head=8", "model.shape=1x8", "horizon.steps=8", "batch_tokens=128"]
+    arguments += ["schedule.warmup_steps=2", "data=text", f"data.files=['{text}/*.py']", "data.name=json"]
+    arguments += ["data.test_tokens=512", "tracking=none", "launcher.device=cpu", "execution.shard_above=0"]
+    env = os.environ | {"ISOLOSS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = {1: ["-m"], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]}
+    printed = {}
+    for size, start in command.items():
+        launched = [sys.executable, *start, "sweep.cli", *arguments, f"sweep_dir={tmp_path / str(size)}"]
+        ended = subprocess.run(launched, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        printed[size] = ended.stdout.replace(str(tmp_path / str(size)), "")
+    assert printed[1] == printed[2]
+    assert printed[1].splitlines()[-1].endswith(next((tmp_path / "1" / "runs").iterdir()).name)
+    runs = [next((tmp_path / str(size) / "runs").iterdir()) for size in command]
+    assert_same_curve(*runs)
+    assert [read_record(run).status["ranks"] for run in runs] == [1, 2]
