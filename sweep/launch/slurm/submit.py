@@ -47,7 +47,7 @@ def submit(
     frozen = dataclasses.replace(frozen, sweep_dir=frozen.sweep_dir.absolute())
     check_path(frozen.sweep_dir)
     cluster = ask_cluster()
-    runs = _not_live(frozen.sweep_dir, runs)
+    runs = _not_live(frozen, runs)
     if not runs:
         return None
     target = machine(launcher)
@@ -87,15 +87,16 @@ def submit(
     return submission
 
 
-def _not_live(sweep_dir: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    submissions = read_submissions(sweep_dir)
-    live = live_elements(sweep_dir)
+def _not_live(frozen: Frozen, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Those of `runs` that no living job is going to train. A run that was cancelled is one of them: its job may take a
+    while to notice, and may have other runs to do, but its claim is the earlier one."""
+    live = live_elements(frozen.sweep_dir)
     held = {
         run_id
-        for run_id, elements in elements_of_runs(submissions).items()
+        for run_id, elements in elements_of_runs(read_submissions(frozen.sweep_dir)).items()
         if any(element.job_id in live for element in elements)
     }
-    return [run for run in runs if run.run_id not in held]
+    return [run for run in runs if run.run_id not in held or (frozen.run_dir(run) / CANCEL_FILE).exists()]
 
 
 def _forget_stops(frozen: Frozen, runs: Sequence[PlannedRun]) -> None:
