@@ -144,6 +144,10 @@ class Sweep:
         """The statuses of the runs so far."""
         return [self.status(run).get("status", "planned") for run in self.runs()]
 
+    def attempts(self) -> int:
+        """Attempts begun so far, of all runs."""
+        return sum(self.status(run).get("attempts", 0) for run in self.runs())
+
     def rows(self) -> int:
         """Evaluations recorded so far, of all runs."""
         return sum(path.read_bytes().count(b"\n") for path in self.directory.glob("runs/*/metrics.jsonl"))

@@ -48,7 +48,8 @@ def finish(sweep: Sweep, result: Result, *overrides: str) -> None:
 
 
 def kills(lab: Lab, times: int = 50, seed: int = 0) -> Result:
-    """kill -9 of the training process, or of everything, at random moments of its start and training."""
+    """kill -9 of the training process, or of everything, at random moments: mostly of its training, else of its
+    start."""
     result, moments = Result("kill -9 of a training process"), random.Random(seed)
     sweeps = 0
     while result.injected < times:
@@ -56,21 +57,27 @@ def kills(lab: Lab, times: int = 50, seed: int = 0) -> Result:
         sweeps += 1
         while result.injected < times and sweep.statuses().count("done") < 2:
             process = sweep.start(*LOCAL)
-            killed = 0
-            while process.poll() is None and result.injected < times:
-                found = [pid for pid in sweep.workers(process) if pid != killed]
-                time.sleep(0.05 if not found else moments.uniform(0, 4))
-                if not found or process.poll() is not None:
-                    continue
+            while result.injected < times and (worker := _next_worker(sweep, process, moments)):
                 if moments.random() < 0.2:
                     cut(sweep, process)
-                    result.injected += 1
-                elif process_status(killed := found[0]):
-                    os.kill(killed, signal.SIGKILL)
-                    result.injected += 1
+                else:
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                        os.kill(worker, signal.SIGKILL)
+                    wait_until(lambda worker=worker: not process_status(worker), "death of a process")  # type: ignore[misc]
+                result.injected += 1
             process.wait()
         finish(sweep, result)
     return result
+
+
+def _next_worker(sweep: Sweep, process: subprocess.Popen[bytes], moments: random.Random) -> int | None:
+    """The training process, at a random moment; None where the sweep has ended before."""
+    before, in_training = sweep.attempts(), moments.random() < 0.8
+    wait_until(lambda: sweep.workers(process) or process.poll() is not None, "a training process")
+    if in_training:
+        wait_until(lambda: sweep.attempts() > before or process.poll() is not None, "training")
+    time.sleep(moments.uniform(0, 2))
+    return next(iter(sweep.workers(process)), None)
 
 
 def truncated_line(lab: Lab) -> Result:
