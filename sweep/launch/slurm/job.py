@@ -54,7 +54,7 @@ class Pack:
     command: tuple[str, ...]  # that submitted it
 
     def __call__(self) -> None:
-        """Train what is left of the runs. Raises SystemExit with the exit codes above."""
+        """Train what is left of the runs. Ends the process, or raises SystemExit, with the exit codes above."""
         interruptions = Interruptions()  # before seconds of imports
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(self.threads)
@@ -65,6 +65,10 @@ class Pack:
         with join() as world:
             code = _Work(self, world, interruptions).do()
             interruptions.ignore()
+        if world.size > 1:  # threads of torch's process group have been seen to abort the end of Python
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         if code:
             raise SystemExit(code)
 
