@@ -156,7 +156,8 @@ def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> I
             f"launcher.time_margin {launcher.time_margin:g} times {estimate}, estimated for the longest job, "
             f"{LEAST_MINUTES} at least and launcher.max_minutes {launcher.max_minutes} at most, with the time to save"
         )
-    yield f"time limit {submission.minutes} minutes, {basis}"
+    shorter = "; less for shorter jobs" * (len(arrays) > 1 and launcher.time_limit_minutes is None)
+    yield f"time limit {submission.minutes} minutes, {basis}{shorter}"
 
 
 def _run_ids(sweep_dir: Path) -> list[str]:

@@ -39,7 +39,7 @@ def test_arrays_are_split_and_a_path_full_of_shell_does_no_harm(
     sweep = Launched(lab, "split", science, directory=lab.folder / NASTY)
     made = sweep.submit("launcher.setup=['export SAID=\"hello  there\"']", "launcher.parallel=3")
     assert made is not None
-    assert [element.job_id.partition("_")[2] for element in made.elements] == [*"0123", *"01234"]
+    assert [element.job_id.partition("_")[2] for element in made.elements] == [*"01234", *"0123"]
     first, second = dict.fromkeys(element.array_id for element in made.elements)
     jobs = dict(line.split("|") for line in slurm("squeue", "-h", "-r", "-o", "%i|%E").splitlines())
     assert all(f"afterany:{first}" in jobs[f"{second}_{index}"] for index in range(5))

@@ -1,4 +1,5 @@
-"""Which runs share a job: short ones one after another, so that imports and waiting do not dominate."""
+"""Which runs share a job, and which jobs an array: short runs one after another, so that imports and waiting do not
+dominate; jobs of about one length side by side, so that their time limit fits them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+BAND = 4  # between the longest and the shortest time limit in one array
 
 
 def pack(items: Iterable[T], seconds: Callable[[T], float], limit: float) -> list[list[T]]:
@@ -26,7 +29,24 @@ def pack(items: Iterable[T], seconds: Callable[[T], float], limit: float) -> lis
     return sorted(groups, key=lambda group: sum(map(seconds, group)), reverse=True)
 
 
-def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """`items` in consecutive parts of at most `size`, as even as can be."""
-    parts = -(-len(items) // size)
-    return [items[len(items) * i // parts : len(items) * (i + 1) // parts] for i in range(parts)]
+def arrays(items: Sequence[T], minutes: Callable[[T], int], size: int) -> list[Sequence[T]]:
+    """`items`, the longest first, as job arrays of at most `size`, whose elements have one time limit: `minutes` of the
+    first. No item is asked more than BAND times its own, since SLURM fills gaps with what claims to be short; arrays of
+    one limit are dealt in turn, so that they end together."""
+    bands: list[list[T]] = []
+    for item in items:
+        if not bands or minutes(bands[-1][0]) > BAND * minutes(item):
+            bands.append([])
+        bands[-1].append(item)
+    return [band[i::parts] for band in bands for parts in [-(-len(band) // size)] for i in range(parts)]
+
+
+def shares(parallel: int, sizes: Sequence[int]) -> list[int]:
+    """How many elements of each array of `sizes` elements may run at a time, `parallel` in all: by size, 1 at least."""
+    found = [1] * len(sizes)
+    for _ in range(parallel - len(sizes)):
+        most = max(range(len(sizes)), key=lambda i: sizes[i] / found[i])
+        if found[most] >= sizes[most]:
+            break
+        found[most] += 1
+    return found

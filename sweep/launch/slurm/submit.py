@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from sweep.config import SlurmLauncher, TrackingConfig
 from sweep.estimate import estimate_seconds, machine
 from sweep.launch.freeze import Frozen
 from sweep.launch.slurm.job import Pack
-from sweep.launch.slurm.packing import pack, split
+from sweep.launch.slurm.packing import arrays, pack, shares
 from sweep.launch.slurm.queue import live_elements
-from sweep.launch.slurm.resources import Cluster, ask_cluster, check_path, sbatch_parameters, time_limit
+from sweep.launch.slurm.resources import ask_cluster, check_path, sbatch_parameters, time_limit
 from sweep.launch.slurm.snapshot import take_snapshot
 from sweep.launch.slurm.submission import (
     CANCEL_FILE,
@@ -53,38 +55,107 @@ def submit(
     target = machine(launcher)
     seconds = {run.run_id: estimate_seconds(run, target, {})[0] for run in runs}
     packs = pack(runs, lambda run: seconds[run.run_id], 60.0 * launcher.pack_minutes)
-    minutes = time_limit(launcher, sum(seconds[run.run_id] for run in packs[0]))
+
+    def minutes(members: Sequence[PlannedRun]) -> int:
+        return time_limit(launcher, sum(seconds[run.run_id] for run in members))
+
     code = take_snapshot(frozen.sweep_dir, launcher.allow_dirty)
     number = reserve(frozen.sweep_dir)
     folder = job_folder(frozen.sweep_dir, number)
-    parameters = sbatch_parameters(launcher, minutes, frozen.sweep_dir.name, Path(code["path"]), folder)
+    parameters = sbatch_parameters(launcher, minutes(packs[0]), frozen.sweep_dir.name, Path(code["path"]), folder)
     _forget_stops(frozen, runs)
     submission = Submission(
         number=number,
         submitted=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         command=tuple(argv),
         elements=(),
-        minutes=minutes,
+        minutes=minutes(packs[0]),
         resources={key: value for key, value in parameters.items() if key not in ("setup", "teardown")},
         code=code,
         settings={"launcher": dataclasses.asdict(launcher), "tracking": dataclasses.asdict(tracking)},
         cluster=cluster.name,
     )
     offsets = plan_offsets(frozen.sweep_dir / PLAN_FILE)
-    jobs = [
-        _pack_of(frozen, members, offsets, target.device, launcher, tracking, submission, cluster) for members in packs
-    ]
-    for array in split(jobs, cluster.array_size):
-        ids = _submit_array(folder, array, launcher, parameters)
-        elements = tuple(
-            Element(job_id, run_ids, sum(seconds[run_id] for run_id in run_ids))
-            for job_id, run_ids in zip(ids, (tuple(run_id for run_id, _ in one.runs) for one in array), strict=True)
+    empty = _empty_pack(submission, launcher, tracking, frozen.sweep_dir, target.device, cluster.kill_wait)
+
+    def job(members: Sequence[PlannedRun], limit: int) -> Pack:
+        return dataclasses.replace(
+            empty,
+            runs=tuple((run.run_id, offsets[run.run_id]) for run in members),
+            corpora={run.data_hash or "": str(frozen.corpus(run).absolute()) for run in members},
+            minutes=limit,
         )
-        submission = dataclasses.replace(submission, elements=submission.elements + elements)
-        write_submission(frozen.sweep_dir, submission)  # after each array, so that none is forgotten
-        # the next one waits for this one, so that both together keep to launcher.parallel
-        parameters["dependency"] = f"afterany:{elements[0].array_id}"
+
+    found = arrays(packs, minutes, cluster.array_size)
+    jobs = [[job(members, minutes(array[0])) for members in array] for array in found]
+    return _send(frozen.sweep_dir, submission, jobs, seconds, launcher, parameters)
+
+
+def _empty_pack(
+    submission: Submission,
+    launcher: SlurmLauncher,
+    tracking: TrackingConfig,
+    sweep_dir: Path,
+    device: str,
+    kill_wait: int,
+) -> Pack:
+    return Pack(
+        sweep_dir=str(sweep_dir),
+        submission=submission.number,
+        runs=(),
+        corpora={},
+        device=device,
+        threads=launcher.threads,
+        tracking=tracking,
+        retries=launcher.retries,
+        stop_after=launcher.stop_after,
+        minutes=0,
+        kill_wait=kill_wait,
+        command=submission.command,
+    )
+
+
+def _send(
+    sweep_dir: Path,
+    submission: Submission,
+    jobs: Sequence[Sequence[Pack]],
+    seconds: Mapping[str, float],
+    launcher: SlurmLauncher,
+    parameters: dict[str, Any],
+) -> Submission:
+    """Submit one array after another, writing each one down."""
+    folder = job_folder(sweep_dir, submission.number)
+    ids: list[str] = []  # of the arrays
+    for array, share in zip(jobs, shares(launcher.parallel, [len(array) for array in jobs]), strict=True):
+        parameters = parameters | {"time": array[0].minutes, "array_parallelism": share}
+        if len(ids) >= launcher.parallel:  # arrays with one element at a time each would be too many already
+            parameters["dependency"] = f"afterany:{ids[-launcher.parallel]}"
+        with _uninterrupted():  # a job that nobody wrote down would be trained again by the next submission
+            job_ids = _submit_array(folder, array, launcher, parameters)
+            elements = tuple(
+                Element(job_id, run_ids, sum(map(seconds.__getitem__, run_ids)))
+                for job_id, run_ids in zip(job_ids, [tuple(dict(one.runs)) for one in array], strict=True)
+            )
+            ids.append(elements[0].array_id)
+            submission = dataclasses.replace(submission, elements=submission.elements + elements)
+            write_submission(sweep_dir, submission)
     return submission
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within, Ctrl-C waits for the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _not_live(frozen: Frozen, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -102,32 +173,6 @@ def _not_live(frozen: Frozen, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
 def _forget_stops(frozen: Frozen, runs: Sequence[PlannedRun]) -> None:
     for path in (frozen.sweep_dir / FOLDER / STOPPED_FILE, *(frozen.run_dir(run) / CANCEL_FILE for run in runs)):
         path.unlink(missing_ok=True)
-
-
-def _pack_of(
-    frozen: Frozen,
-    runs: Sequence[PlannedRun],
-    offsets: dict[str, int],
-    device: str,
-    launcher: SlurmLauncher,
-    tracking: TrackingConfig,
-    submission: Submission,
-    cluster: Cluster,
-) -> Pack:
-    return Pack(
-        sweep_dir=str(frozen.sweep_dir),
-        submission=submission.number,
-        runs=tuple((run.run_id, offsets[run.run_id]) for run in runs),
-        corpora={run.data_hash or "": str(frozen.corpus(run).absolute()) for run in runs},
-        device=device,
-        threads=launcher.threads,
-        tracking=tracking,
-        retries=launcher.retries,
-        stop_after=launcher.stop_after,
-        minutes=submission.minutes,
-        kill_wait=cluster.kill_wait,
-        command=submission.command,
-    )
 
 
 def _submit_array(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.launch.slurm.packing import pack, split
+from sweep.launch.slurm.packing import BAND, arrays, pack, shares
 
 LENGTHS = st.lists(st.floats(0.0, 5000.0), max_size=60)
 
@@ -30,8 +29,23 @@ def test_long_runs_stand_alone_and_equals_keep_their_order() -> None:
     assert pack(lengths, lengths.__getitem__, 20.0) == [["b"], ["d"], ["f"], ["a", "c"], ["e"]]
 
 
-@pytest.mark.parametrize(("count", "size", "sizes"), [(0, 3, []), (3, 3, [3]), (4, 3, [2, 2]), (7, 3, [2, 2, 3])])
-def test_arrays_hold_no_more_than_the_cluster_takes(count: int, size: int, sizes: list[int]) -> None:
-    parts = split(range(count), size)
-    assert [len(part) for part in parts] == sizes
-    assert [item for part in parts for item in part] == list(range(count))
+@given(st.lists(st.integers(1, 3000), max_size=60), st.integers(1, 20))
+def test_arrays_hold_every_job_once_with_limits_that_fit(minutes: list[int], size: int) -> None:
+    longest_first = sorted(range(len(minutes)), key=minutes.__getitem__, reverse=True)
+    found = arrays(longest_first, minutes.__getitem__, size)
+    assert sorted(i for array in found for i in array) == list(range(len(minutes)))
+    for array in found:
+        assert 0 < len(array) <= size
+        assert [minutes[i] for i in array] == sorted((minutes[i] for i in array), reverse=True)
+        assert minutes[array[0]] <= BAND * minutes[array[-1]]
+
+
+def test_arrays_of_one_limit_end_together() -> None:
+    assert arrays([90, 80, 70, 60, 9, 8], int, 2) == [[90, 70], [80, 60], [9, 8]]
+
+
+@given(st.integers(1, 100), st.lists(st.integers(1, 50), min_size=1, max_size=10))
+def test_arrays_share_what_may_run_at_a_time(parallel: int, sizes: list[int]) -> None:
+    found = shares(parallel, sizes)
+    assert all(1 <= share <= size for share, size in zip(found, sizes, strict=True))
+    assert sum(found) == min(sum(sizes), max(parallel, len(sizes)))
