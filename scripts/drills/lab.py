@@ -90,7 +90,7 @@ class Lab:
         if science not in self.references:
             name = hashlib.sha256(repr(science).encode()).hexdigest()[:8]
             sweep = Sweep(self, f"reference-{name}", science)
-            code, output = sweep.run(*LOCAL)
+            code, output = sweep.run("launcher=local")
             if code != 0:
                 raise RuntimeError(f"the undisturbed sweep failed: {output}")
             self.references[science] = sweep

@@ -120,7 +120,8 @@ def node_down(lab: Lab, cluster: Cluster) -> Result:
 def time_limit(lab: Lab, cluster: Cluster) -> Result:
     """The job's time is over before its runs are."""
     result = Result("time limit reached")
-    jobs = Jobs(lab, cluster, "time-limit", MINUTES, "launcher.time_limit_minutes=2")
+    shortest = "launcher.time_limit_minutes=3", "launcher.signal_seconds=60"
+    jobs = Jobs(lab, cluster, "time-limit", MINUTES, *shortest)
     jobs.finish(result)
     result.injected = len(cluster.attempts(jobs.ids[0])) - 1
     result.expect("exit code 85" in jobs.said(), f"the job did not ask to be queued again: {jobs.said()[-500:]}")
