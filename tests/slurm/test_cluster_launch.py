@@ -41,8 +41,8 @@ def test_arrays_are_split_and_a_path_full_of_shell_does_no_harm(
     assert made is not None
     assert [element.job_id.partition("_")[2] for element in made.elements] == [*"01234", *"0123"]
     first, second = dict.fromkeys(element.array_id for element in made.elements)
-    jobs = dict(line.split("|") for line in slurm("squeue", "-h", "-r", "-o", "%i|%E").splitlines())
-    assert all(f"afterany:{first}" in jobs[f"{second}_{index}"] for index in range(5))
+    for array, share in ((first, 2), (second, 1)):
+        assert f"ArrayTaskThrottle={share}" in slurm("scontrol", "show", "job", array)
     assert sweep.submit() is None  # all of it is in the queue
     assert [one.number for one in read_submissions(sweep.directory)] == [made.number]
     sweep.wait(cluster, 240)

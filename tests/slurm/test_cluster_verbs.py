@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,16 @@ class Command:
         if verb == "sweep":
             given = ["--config-dir", str(self.lab.configs), "experiment=drill", f"sweep_dir={self.directory}",
                      *SLURM, *arguments]  # fmt: skip
-        process = subprocess.Popen([sys.executable, "-m", "sweep.cli", verb, *given], cwd=self.lab.folder, text=True,
-                                   env=self.lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sweep.cli", verb, *given],
+            cwd=self.lab.folder,
+            text=True,
+            env=self.lab.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # which a shell's job in the background ignores, and hands on
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
         self.processes.append(process)
         return process
 
