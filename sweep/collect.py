@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweep.accounting import count_flops, count_params
-from sweep.record import Record, read_record, run_dirs
+from sweep.record import Record, read_run, run_dirs
 from sweep.schema import CURVE_COLUMNS, CURVES_TABLE, RUN_COLUMNS, RUNS_DIR, RUNS_TABLE, InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def collect(sweep_dir: Path) -> tuple[Path, Path]:
     curves: dict[str, list[np.ndarray]] = {name: [] for name in CURVE_COLUMNS}  # of a run each: rows take gigabytes
     for folder in folders:
         try:
-            record = read_record(folder)
+            record = read_run(sweep_dir, folder.name)
         except InputError as error:
             log.warning("left out: %s", error)
             continue

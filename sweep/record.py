@@ -17,8 +17,6 @@ import contextlib
 import dataclasses
 import errno
 import io
-import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +27,7 @@ import numpy as np
 
 from sweep.atomic import discard_parts, naming, replacing, write_atomic, write_json
 from sweep.lease import Lease, newest_number
+from sweep.run_dir import run_dir as folder_of
 from sweep.schema import (
     CURVE_COLUMNS,
     MANIFEST_FILE,
@@ -41,6 +40,7 @@ from sweep.schema import (
     InputError,
 )
 from sweep.spec import Execution, PlannedRun, RunSpec, build
+from sweep.stored import line, read_json, read_rows, required, required_manifest, required_status, stored_status
 
 STEP_SERIES = ("train_loss", "lr", "grad_norm")
 FINISHED = frozenset({"done", "diverged", "out_of_memory"})  # statuses that are results: not trained again
@@ -65,7 +65,7 @@ class RunRecord:
         where there is still something to do. Removes what attempts before were writing."""
         if self.lease:
             discard_parts(self.run_dir, self.lease)
-        status = (_read_json(self.run_dir / STATUS_FILE) or {}).get("status")
+        status = (stored_status(self.run_dir) or {}).get("status")
         if status not in FINISHED or damage(self.run_dir):
             return None
         self.set_status(status)
@@ -73,12 +73,12 @@ class RunRecord:
 
     def begin(self, planned: PlannedRun, manifest: dict[str, Any]) -> None:
         """Note a further attempt. Raises InputError where the directory holds another run or other data."""
-        recorded = _read_json(self.run_dir / SPEC_FILE)
+        recorded = read_json(self.run_dir / SPEC_FILE)
         if recorded is not None and recorded.get("run_id") != planned.run_id:
             raise InputError(
                 f"{self.run_dir} holds run {recorded.get('run_id')}, not {planned.run_id}; use another folder"
             )
-        known = (_read_json(self.run_dir / MANIFEST_FILE) or {}).get("data_hash")
+        known = (read_json(self.run_dir / MANIFEST_FILE) or {}).get("data_hash")
         if known not in (None, manifest["data_hash"]):
             raise InputError(
                 f"{self.run_dir} was trained on data {known}, but the text now gives {manifest['data_hash']}; restore "
@@ -98,7 +98,7 @@ class RunRecord:
         """Write status.json: `status`, the time, this attempt, and `fields` over those that were there."""
         if status in FINISHED and self._metrics is not None:
             os.fsync(self._metrics.fileno())  # its last evaluation is not to be missing after a power cut
-        before = _read_json(self.run_dir / STATUS_FILE) or {}
+        before = stored_status(self.run_dir) or {}
         notes = [*before.get("notes", []), *self._notes]
         if notes:
             fields["notes"] = list(dict.fromkeys(notes))[-NOTES_KEPT:]
@@ -128,14 +128,14 @@ class RunRecord:
         """Add one evaluation (the keys of CURVE_COLUMNS but run_id) to metrics.jsonl, the whole line or nothing."""
         assert set(row) == set(CURVE_COLUMNS) - {"run_id"}, sorted(row)
         if self._metrics is None:
-            self.rewind(_read_rows(self.run_dir / METRICS_FILE)[0])
+            self.rewind(read_rows(self.run_dir)[0])
         assert self._metrics is not None
         if self.lease:
             self.lease.check()
         with naming(self.run_dir / METRICS_FILE):
-            size, line = os.fstat(self._metrics.fileno()).st_size, _line(row)
+            size, text = os.fstat(self._metrics.fileno()).st_size, line(row)
             try:
-                if self._metrics.write(line) != len(line):
+                if self._metrics.write(text) != len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 os.ftruncate(self._metrics.fileno(), size)
@@ -145,7 +145,7 @@ class RunRecord:
         """Make `rows`, those of the checkpoint that the run goes on from, all that metrics.jsonl holds: a new file, so
         that what an attempt before still appends goes to one that nobody sees."""
         with replacing(self.run_dir / METRICS_FILE, self.lease) as stream:
-            stream.write(b"".join(map(_line, rows)))
+            stream.write(b"".join(map(line, rows)))
             metrics = io.FileIO(os.dup(stream.fileno()), "ab")
         self._metrics = metrics
 
@@ -174,7 +174,7 @@ def write_status(run_dir: Path, status: str, lease: Lease | None = None, **field
     """Write status.json of the run in `run_dir`: `status`, the time, the attempt of `lease`, and `fields` over those
     that were there."""
     assert status in STATUSES, status
-    before = _read_json(run_dir / STATUS_FILE) or {"attempts": 0, "error": None}
+    before = stored_status(run_dir) or {"attempts": 0, "error": None}
     attempt = {"attempt": lease.number, "claim": lease.holder.claim} if lease else {}
     content = {**before, **fields, **attempt, "status": status, "updated": time.time()}
     if status != "failed":
@@ -185,8 +185,8 @@ def write_status(run_dir: Path, status: str, lease: Lease | None = None, **field
 def read_status(run_dir: Path) -> dict[str, Any] | None:
     """Content of status.json (at least status, attempts, error), or None where it is missing or damaged. A result of an
     attempt that a later one has superseded reads as running, since only the later one's will count."""
-    status = _read_json(run_dir / STATUS_FILE)
-    return _in_force(run_dir, status) if status and status.get("status") in STATUSES else None
+    status = stored_status(run_dir)
+    return _in_force(run_dir, status) if status else None
 
 
 def _in_force(run_dir: Path, status: dict[str, Any]) -> dict[str, Any]:
@@ -208,10 +208,19 @@ def read_record(run_dir: Path) -> Record:
     return dataclasses.replace(record, status=_in_force(run_dir, record.status))
 
 
+def read_run(sweep_dir: Path, name: str) -> Record:
+    """The record in the folder `name` of a sweep's runs. Raises InputError as `read_record` does, and where the folder
+    is not that of its run: a copy would count twice, a link may lead out of the sweep directory."""
+    record = read_record(folder_of(sweep_dir, name))
+    if record.run_id != name:
+        raise InputError(f"{sweep_dir / RUNS_DIR / name} holds the record of run {record.run_id}; move it away")
+    return record
+
+
 def read_execution(run_dir: Path) -> Execution | None:
     """How the run in `run_dir` is computed, as its last attempt began; None where no attempt has, or it is damaged."""
     try:
-        return build(Execution, (_read_json(run_dir / MANIFEST_FILE) or {})["execution"])
+        return build(Execution, (read_json(run_dir / MANIFEST_FILE) or {})["execution"])
     except (KeyError, InputError):
         return None
 
@@ -226,14 +235,12 @@ def damage(run_dir: Path) -> str | None:
 
 
 def _read(run_dir: Path) -> Record:
-    spec, manifest, status = (_required(run_dir / name) for name in (SPEC_FILE, MANIFEST_FILE, STATUS_FILE))
+    spec, manifest, status = required(run_dir / SPEC_FILE), required_manifest(run_dir), required_status(run_dir)
     run_id = spec.pop("run_id", None)
     run = build(RunSpec, spec)
     if run_id != run.run_id:
         raise InputError(f"{run_dir / SPEC_FILE}: its fields do not hash to its run_id {run_id}")
-    if status.get("status") not in STATUSES:
-        raise InputError(f"{run_dir / STATUS_FILE}: unknown status {status.get('status')!r}")
-    rows, problems = _read_rows(run_dir / METRICS_FILE)
+    rows, problems = read_rows(run_dir)
     if status["status"] == "done" and (not rows or rows[-1]["step"] != run.steps):
         raise InputError(f"{run_dir}: done, but its evaluation at step {run.steps} is missing or damaged")
     return Record(run.run_id, run, manifest, status, rows, problems)
@@ -246,41 +253,3 @@ def read_steps(run_dir: Path) -> dict[str, np.ndarray]:
             return {name: data[name] for name in STEP_SERIES}
     except Exception as error:  # numpy and zipfile raise many kinds on damaged files
         raise InputError(f"{run_dir / STEPS_FILE} is missing or damaged ({error})") from error
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, allow_nan=False) + "\n").encode()
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _required(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
-    if content is None:
-        raise InputError(f"{path} is missing or damaged")
-    return content
-
-
-def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Evaluations in order, the later of two at one step, and a note for each damaged line."""
-    rows: dict[int, dict[str, Any]] = {}
-    problems = []
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if set(row) != set(CURVE_COLUMNS) - {"run_id"} or not math.isfinite(row["test_loss"]):
-                raise ValueError
-            rows[int(row["step"])] = row
-        except (ValueError, TypeError, KeyError):
-            problems.append(f"{path} line {number} is damaged and left out")
-    return [rows[step] for step in sorted(rows)], problems

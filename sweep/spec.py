@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -316,10 +316,11 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         if kind in (bool, str) and isinstance(value, kind):
             return value
-    elif kind is float and math.isfinite(value):
-        return float(value)
-    elif kind is int and math.isfinite(value) and int(value) == value:
-        return int(value)
+    elif abs(value) <= sys.float_info.max:  # neither NaN nor an integer that no float reaches
+        if kind is float:
+            return float(value)
+        if kind is int and int(value) == value:
+            return int(value)
     raise InputError(f"{where} must be {kind.__name__}, not {value!r}")
 
 

@@ -25,7 +25,8 @@ from sweep.lease import is_held
 from sweep.record import FINISHED, TRACEBACK_FILE, read_status
 from sweep.run_dir import checked
 from sweep.run_dir import run_dir as folder_of
-from sweep.schema import METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, STATUSES, InputError
+from sweep.schema import PLAN_FILE, RUNS_DIR, SPEC_FILE, STATUSES, InputError
+from sweep.stored import last_evaluation
 
 # States that no record has: of a run that was cut off, and of one whose job waits, is gone, was cancelled, or is
 # unknown because SLURM does not answer.
@@ -153,24 +154,6 @@ def plan_lines(path: Path) -> Iterator[tuple[RunStatus, float]]:
                 raise InputError(
                     f"{path}:{number} is damaged ({error}); restore it or plan into a new sweep_dir"
                 ) from error
-
-
-def last_evaluation(run_dir: Path) -> dict[str, Any] | None:
-    """The newest whole row of a run's metrics, or None."""
-    try:
-        with (run_dir / METRICS_FILE).open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 8192))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:  # half-written, or cut by the 8 KiB
-            continue
-        if isinstance(row, dict):
-            return row
-    return None
 
 
 def stop_reason(sweep_dir: Path) -> str | None:

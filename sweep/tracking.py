@@ -11,7 +11,7 @@ from typing import Any
 
 from sweep.config import TrackingConfig
 from sweep.lease import is_held
-from sweep.record import read_record, run_dirs
+from sweep.record import read_record, read_run, run_dirs
 from sweep.schema import PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError
 from sweep.spec import Execution, PlannedRun, Source
 from sweep.wandb_run import Destination, WandbRun, is_mirrored
@@ -102,7 +102,7 @@ def sync(sweep_dir: Path, destination: Destination, say: Callable[[str], None] =
             result.active.append(run_dir.name)
             continue
         try:
-            record = read_record(run_dir)
+            record = read_run(sweep_dir, run_dir.name)
         except InputError as error:
             result.damaged.append(str(error))
             continue

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sweep.launch.freeze import Frozen
 from sweep.spec import PlannedRun
-from sweep.status import last_evaluation
+from sweep.stored import last_evaluation
 
 
 class Progress:

@@ -51,7 +51,7 @@ def train_one(config: dict[str, Any]) -> float:
     """Train the one run of a composed configuration, or resume it; returns its last test loss in nats per token, NaN
     where there is none. Several processes, started by torchrun or srun, train it together. Raises InputError for
     unusable input and RunFailed where the run failed."""
-    from sweep.status import last_evaluation
+    from sweep.stored import last_evaluation
 
     typed = read_config(config)
     if isinstance(typed.launcher, SlurmLauncher):

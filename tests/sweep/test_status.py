@@ -16,10 +16,11 @@ from sweep.launch.slurm.submission import Element, Submission, reserve, write_su
 from sweep.lease import hold
 from sweep.plan import plan_sweep, write_plan
 from sweep.record import write_status
-from sweep.schema import METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError
+from sweep.schema import CURVE_COLUMNS, METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError
 from sweep.spec import PlannedRun
-from sweep.status import Job, SweepStatus, last_evaluation, sweep_status
+from sweep.status import Job, SweepStatus, sweep_status
 from sweep.status_table import LISTED, remarks, status_line, status_table
+from sweep.stored import last_evaluation
 
 
 @pytest.fixture
@@ -40,9 +41,16 @@ def record(sweep_dir: Path, planned: PlannedRun, status: str, share: float = 1.0
     run_dir.mkdir(parents=True)
     write_status(run_dir, status, attempts=1, error=error)
     step = int(planned.spec.steps * share)
-    row = {"step": step, "flops": planned.costs["flops"] * share, "test_loss": 2.5}
+    row = evaluation(step, planned.costs["flops"] * share)
     (run_dir / METRICS_FILE).write_text(json.dumps(row) + "\n")
     return run_dir
+
+
+def evaluation(step: int, flops: float = 0.0) -> dict[str, float]:
+    """A row of the metrics."""
+    row = dict.fromkeys(CURVE_COLUMNS, 0.5) | {"step": step, "flops": flops, "test_loss": 2.5}
+    del row["run_id"]
+    return row
 
 
 def printed(state: SweepStatus, everything: bool = False) -> list[str]:
@@ -132,7 +140,7 @@ def test_records_without_a_plan_are_shown(tmp_path: Path) -> None:
 
 
 def test_the_newest_evaluation_is_found_at_the_end_of_a_long_file(tmp_path: Path) -> None:
-    rows = [{"step": step, "padding": "x" * 100} for step in range(1000)]
+    rows = [evaluation(step) for step in range(1000)]
     (tmp_path / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert (last_evaluation(tmp_path) or {})["step"] == 999
     assert last_evaluation(tmp_path / "nowhere") is None

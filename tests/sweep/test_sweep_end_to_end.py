@@ -18,7 +18,8 @@ from sweep.holder import Holder
 from sweep.lease import is_held, newest_number
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, PLAN_FILE, RUNS_DIR
-from sweep.status import last_evaluation, sweep_status
+from sweep.status import sweep_status
+from sweep.stored import last_evaluation
 
 # One run long enough to be hit in the middle, with a checkpoint all the time.
 LONG = ["grid.blocks.run.product.batch_tokens=[128]", "horizon.steps=2500", "execution.checkpoint_seconds=0.2",

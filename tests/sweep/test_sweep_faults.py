@@ -16,7 +16,8 @@ from faults import without_locks
 from sweep.launch.freeze import has_result
 from sweep.record import read_record, read_status
 from sweep.schema import MANIFEST_FILE, METRICS_FILE, RUNS_DIR
-from sweep.status import last_evaluation, sweep_status
+from sweep.status import sweep_status
+from sweep.stored import last_evaluation
 
 
 @pytest.fixture(scope="module")

@@ -154,11 +154,11 @@ def test_sync_finds_a_live_mirror_complete(runs: Runs) -> None:
 
 def test_sync_names_a_damaged_record_and_mirrors_the_rest(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.train(NONE)
-    shutil.copytree(runs.run_dir, runs.run_dir.with_name("damaged"))
-    (runs.run_dir.with_name("damaged") / "spec.json").write_text('{"run_id": "x"')
+    shutil.copytree(runs.run_dir, runs.run_dir.with_name("0123456789abcdef"))
+    (runs.run_dir.with_name("0123456789abcdef") / "spec.json").write_text('{"run_id": "x"')
     assert main(["sync", str(runs.sweep_dir), "--project", "trial", "--mode", "offline"]) == 0
     captured = capsys.readouterr()
-    assert "damaged/spec.json" in captured.err
+    assert "0123456789abcdef/spec.json" in captured.err
     assert "1 runs written" in captured.out
     assert_mirrors(runs.folder(), runs.run_dir)
 

@@ -24,7 +24,7 @@ from sweep.lease import is_held, newest_number, take
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, METRICS_FILE, STATUS_FILE
 from sweep.spec import PlannedRun
-from sweep.status import last_evaluation
+from sweep.stored import last_evaluation
 from sweep.tracking import Mirror
 
 LONG = ("grid.blocks.run.product.batch_tokens=[128]", "horizon.steps=1200", "execution.checkpoint_seconds=0.1",
