@@ -47,7 +47,7 @@ def test_arrays_are_split_and_a_path_full_of_shell_does_no_harm(
     assert [one.number for one in read_submissions(sweep.directory)] == [made.number]
     sweep.wait(cluster, 240)
     sweep.equals_reference()
-    assert cluster.attempts(first) == ["COMPLETED"] * 4
+    assert cluster.attempts(first) == ["COMPLETED"] * 5
     assert not list(lab.folder.rglob("PWNED"))
     assert not Path("PWNED").exists()
     assert sweep.submit() is None  # all of it is done
