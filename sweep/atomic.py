@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +68,12 @@ def discard_parts(folder: Path, lease: Lease) -> None:
     superseded itself by now. Raises LeaseLost."""
     lease.check()
     for part in folder.glob("*.part"):
-        number = part.name.split(".")[-2].partition("-")[0]
-        if not number.isdecimal() or int(number) < lease.number:
+        number, dash, _ = part.name.split(".")[-2].partition("-")
+        if dash and number.isdecimal() and int(number) >= lease.number:
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
             part.unlink(missing_ok=True)
 
 

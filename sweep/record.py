@@ -18,14 +18,16 @@ import dataclasses
 import errno
 import io
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sweep.atomic import discard_parts, naming, replacing, write_atomic, write_json
+from sweep.atomic import discard_parts, naming, place, replacing, write_atomic, write_json
 from sweep.lease import Lease, newest_number
 from sweep.run_dir import run_dir as folder_of
 from sweep.schema import (
@@ -156,6 +158,18 @@ class RunRecord:
         np.savez(content, **arrays)
         with replacing(self.run_dir / STEPS_FILE, self.lease) as stream:
             stream.write(content.getbuffer())
+
+    def put_folder(self, name: str, write: Callable[[Path], None]) -> None:
+        """Put the files that `write` makes in a new folder into the folder `name`, over those of the same names."""
+        with naming(self.run_dir / name):
+            part = self.run_dir / f"{name}.{self.lease.number if self.lease else 0}-{uuid.uuid4().hex[:8]}.part"
+            try:
+                write(part)
+                (self.run_dir / name).mkdir(exist_ok=True)
+                for path in sorted(part.iterdir()):
+                    place(path, self.run_dir / name / path.name, self.lease)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)

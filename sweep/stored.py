@@ -36,6 +36,7 @@ class _Status:
     step: int = 0
     steps: int = 0
     micro_batch: int | None = None
+    halved_in: tuple[int, ...] = ()
     ranks: int = 1
     wall_s: float | None = None
     tokens_per_s: float | None = None

@@ -148,7 +148,7 @@ class _Session:
         self.save()
         if self.planned.execution.save_model:
             weights = run.learner.gather()
-            world.first(lambda: save_model(self.planned.spec.model, weights, self.record.run_dir / "model"))
+            world.first(lambda: self.record.put_folder("model", partial(save_model, self.planned.spec.model, weights)))
         return self._end("done", None)
 
     def _advance(self, target: int, stop: Stop) -> tuple[bool, bool]:
@@ -196,7 +196,9 @@ class _Session:
         if self.run.learner.lone_retry or not self.run.shrink():
             return False
         self.record.note(self.run.notes[-1])
-        self.record.set_status("running", micro_batch=self.run.micro_batch)
+        attempt = self.record.lease.number if self.record.lease else 0  # one for all ranks, which come here each
+        halved = {*(read_status(self.record.run_dir) or {}).get("halved_in", ()), attempt}
+        self.record.set_status("running", micro_batch=self.run.micro_batch, halved_in=sorted(halved))
         return True
 
     def _end(self, status: str, error: str | None) -> str:

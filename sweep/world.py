@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)  # of a rank that waits for others; one that died is noticed at once
 PORTS = range(20_000, 32_000)  # below those that systems hand out themselves
+# What gloo and NCCL say where the process at the other end of a connection is gone.
+PEER_LOST = re.compile(r"(?i)(gloo|nccl|dist).*(connection (closed|reset) by peer|broken pipe|remote process exited)")
 
 T = TypeVar("T")
 
@@ -109,12 +111,17 @@ class World:
             if self.size == 1 or any(e in self._shared for e in (error, error.__cause__)):
                 raise
             self.broken = True
-            text = f"rank {self.rank}: {type(error).__name__}: {' '.join(str(error).split())}"[:1000]
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            lost = PEER_LOST.search(said)
+            text = "another rank has ended without a word: killed, or lost with its node" if lost else said[:1000]
+            text = f"rank {self.rank}: {text}"
             try:
                 cause = self.store.compare_set("failed", "", text).decode()
             except Exception:  # rank 0, which keeps the store, is gone
+                if lost:
+                    raise PeerFailed(text) from error
                 raise error from None
-            if cause != text and not isinstance(error, InputError):
+            if (lost or cause != text) and not isinstance(error, InputError):
                 raise PeerFailed(cause) from error
             raise
 

@@ -42,5 +42,7 @@ def ended_for_good(
 
 
 def failed_for_good(status: Mapping[str, Any], retries: int) -> bool:
-    """Whether a run has failed and is not to be tried again unless a person asks."""
-    return status["status"] == "failed" and (status.get("failures", 0) > retries or status.get("retry") is False)
+    """Whether a run has failed and is not to be tried again unless a person asks. Attempts that ran out of memory and
+    left a smaller micro-batch to the next are its progress, so that they do not count."""
+    failures = status.get("failures", 0) - len(status.get("halved_in", ()))
+    return status["status"] == "failed" and (failures > retries or status.get("retry") is False)

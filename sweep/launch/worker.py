@@ -124,7 +124,7 @@ def _enter(job: Job, claim: Claim | None) -> tuple[Lease | None, Ended | None]:
         same = claim is not None and (before.get("claim") or [None])[0] == claim[0]
         failures = before.get("failures", 0) if same else job.failures
         if before.get("failures", 0) != failures:
-            record.set_status(before.get("status", "planned"), failures=failures)
+            record.set_status(before.get("status", "planned"), failures=failures, halved_in=[])
         return lease, None
     except LeaseLost:
         return None, SUPERSEDED

@@ -69,4 +69,6 @@ def test_what_ended_for_good_in_a_submission() -> None:
         submission=3,
     ) == [("failed", "failed 3"), ("failed", "failed 1"), ("done", "done 0")]
     assert failed_for_good({"status": "failed", "failures": 1}, retries=0)
+    assert not failed_for_good({"status": "failed", "failures": 4, "halved_in": [1, 2]}, retries=2)
+    assert failed_for_good({"status": "failed", "failures": 5, "halved_in": [1, 2]}, retries=2)
     assert not failed_for_good({"status": "running", "failures": 9}, retries=0)

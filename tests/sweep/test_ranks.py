@@ -222,6 +222,7 @@ def test_sharded_attempt_out_of_memory_leaves_a_smaller_micro_batch(plan_tiny, t
         status = json.loads((run_dir / "status.json").read_text())
         assert status["status"] == "running"
         assert status["micro_batch"] < 900
+        assert status["halved_in"] == [0]  # once for all ranks
     assert ended == ["done"] * 2
     status = read_record(run_dir).status
     assert status["attempts"] > 1

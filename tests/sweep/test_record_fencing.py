@@ -43,8 +43,13 @@ def lease_of(record: RunRecord) -> Lease:
     return record.lease
 
 
+def a_file(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text("late")
+
+
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
 WRITES: dict[str, Callable[[RunRecord, PlannedRun], object]] = {
@@ -55,6 +60,7 @@ WRITES: dict[str, Callable[[RunRecord, PlannedRun], object]] = {
     "fail": lambda record, planned: record.fail("late", "late"),
     "append": lambda record, planned: record.append(row(20)),
     "rewind": lambda record, planned: record.rewind([]),
+    "put_folder": lambda record, planned: record.put_folder("model", a_file),
     "write_steps": lambda record, planned: record.write_steps(SERIES),
 }
 
@@ -115,8 +121,9 @@ def test_a_damaged_result_is_not_adopted(plan_tiny, tmp_path: Path, damaged: str
 @pytest.mark.parametrize("write", ["adopt", "begin"])
 def test_parts_of_earlier_attempts_are_removed(plan_tiny, tmp_path: Path, write: str) -> None:
     begin(plan_tiny(), tmp_path, 0, (5,))
-    for name in (f"{STATUS_FILE}.0-0123abcd", f"{STEPS_FILE}.1-0123abcd", "alien"):
+    for name in (f"{STATUS_FILE}.0-0123abcd", f"{STEPS_FILE}.1-0123abcd", f"{STATUS_FILE}.9999", "alien"):
         (tmp_path / f"{name}.part").write_text("cut off")
+    a_file(tmp_path / "model.1-0123abcd.part")
     WRITES[write](RunRecord(tmp_path, take(tmp_path, "run", (1, 1))), plan_tiny())
     assert not list(tmp_path.glob("*.part"))
 
