@@ -67,14 +67,16 @@ def compile_where(expression: str, where: str) -> Callable[[Mapping[str, float]]
     """
     try:
         tree = ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"{where} is not an expression: {expression!r}") from error
-    _check(tree, where)
+        _check(tree, where)
+    except InputError:
+        raise
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{where} is not an expression: {expression[:80]!r}") from error
 
     def keep(values: Mapping[str, float]) -> bool:
         try:
             return bool(_evaluate(tree, values))
-        except (ArithmeticError, TypeError) as error:
+        except (ArithmeticError, TypeError, RecursionError) as error:
             raise InputError(f"{where} cannot be evaluated: {error}") from error
 
     return keep

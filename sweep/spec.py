@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import sys
 import types
 import typing
@@ -21,6 +22,7 @@ from typing import Any, Literal, Self
 from sweep.schema import InputError
 
 LISTED = 20  # names that a message may list
+_CREDENTIALS = re.compile(r"://[^/\s]*@")  # of an address
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,16 @@ class Source:
     site_packages: bool = False  # data.source=python: the installed packages too
     cache_dir: str | None = None  # of token files; None: the user's cache
     max_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("files", "test_files", "hub_path", "cache_dir"):
+            value = getattr(self, name)
+            for place in (value,) if isinstance(value, str) else value or ():
+                if _CREDENTIALS.search(place):
+                    raise InputError(
+                        f"data.{name}: an address with a user name or password would be written into the plan and "
+                        "every manifest; give it without (a token of the Hub goes into HF_TOKEN)"
+                    )
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,10 @@ def test_where(expression: str, expected: bool) -> None:
         ("[1 for x in (1,)]", "may hold numbers"),
         ("'a' * 9", "may hold numbers"),
         ("seed in (0, 1)", "may hold numbers"),
+        ("(lambda: 1)()", "may hold numbers"),
+        ("1 << 9999999", "may hold numbers"),
+        ("-" * 99_999 + "1", "not an expression"),
+        ("not " * 9_000 + "seed", "not an expression"),
     ],
 )
 def test_where_evaluates_nothing_but_arithmetic(expression: str, complaint: str) -> None:
