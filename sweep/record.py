@@ -73,13 +73,19 @@ class RunRecord:
         self.set_status(status)
         return str(status)
 
-    def begin(self, planned: PlannedRun, manifest: dict[str, Any]) -> None:
-        """Note a further attempt. Raises InputError where the directory holds another run or other data."""
+    def identify(self, planned: PlannedRun) -> None:
+        """Say which run this is. Raises InputError where the directory holds another one."""
         recorded = read_json(self.run_dir / SPEC_FILE)
         if recorded is not None and recorded.get("run_id") != planned.run_id:
             raise InputError(
                 f"{self.run_dir} holds run {recorded.get('run_id')}, not {planned.run_id}; use another folder"
             )
+        spec = {"run_id": planned.run_id, **dataclasses.asdict(planned.spec)}
+        write_json(self.run_dir / SPEC_FILE, spec, self.lease)
+
+    def begin(self, planned: PlannedRun, manifest: dict[str, Any]) -> None:
+        """Note a further attempt. Raises InputError where the directory holds another run or other data."""
+        self.identify(planned)
         known = (read_json(self.run_dir / MANIFEST_FILE) or {}).get("data_hash")
         if known not in (None, manifest["data_hash"]):
             raise InputError(
@@ -88,8 +94,6 @@ class RunRecord:
             )
         if self.lease:
             discard_parts(self.run_dir, self.lease)
-        spec = {"run_id": planned.run_id, **dataclasses.asdict(planned.spec)}
-        write_json(self.run_dir / SPEC_FILE, spec, self.lease)
         computed = {"execution": dataclasses.asdict(planned.execution)}
         write_json(self.run_dir / MANIFEST_FILE, manifest | computed, self.lease)
         before = read_status(self.run_dir) or {}

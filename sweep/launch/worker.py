@@ -151,8 +151,11 @@ def _attempt(
     except Exception as error:
         ended = Ended("failed", one_line(error), retry=not (isinstance(error, InputError) or full(error)))
         whole = None if isinstance(error, InputError | PeerFailed) else traceback.format_exc()
-        with contextlib.suppress(OSError):  # the record cannot say so; the launcher does
-            RunRecord(job.run_dir, lease).fail(ended.error or "", whole, ended.retry)
+        with contextlib.suppress(OSError, InputError):  # the record cannot say so; the launcher does
+            record = RunRecord(job.run_dir, lease)
+            record.fail(ended.error or "", whole, ended.retry)
+            if world.rank == 0:
+                record.identify(job.planned)  # the attempt may not have come so far
         return ended
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from sweep.schema import InputError
 from sweep.verbs.common import Parser, print_table, write_json
 
 
@@ -65,7 +66,13 @@ def sync(argv: list[str]) -> int:
     from sweep.tracking import Destination, sync
 
     tracking = TrackingConfig("wandb", options.project, options.entity, options.mode)
-    result = sync(options.sweep_dir, Destination.from_config(tracking))
+    import wandb
+
+    try:
+        result = sync(options.sweep_dir, Destination.from_config(tracking))
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"W&B: {reason}; try again later, or with --mode offline") from error
     for problem in result.damaged:
         print(f"set aside: {problem}", file=sys.stderr)
     print(

@@ -224,6 +224,19 @@ def test_a_key_is_found_in_the_environment_or_for_the_server_in_netrc(
     assert has_key()
 
 
+def test_sync_says_in_one_line_that_the_server_does_not_answer(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.train(NONE)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://user:planted0@127.0.0.1:9")
+    monkeypatch.setattr("sweep.wandb_run.NETWORK_SECONDS", 1.0)
+    assert main(["sync", str(runs.sweep_dir), "--mode", "online"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("isoloss: W&B: ")
+    assert line.endswith("; try again later, or with --mode offline")
+    assert "planted0" not in line
+
+
 def test_auto_is_online_only_with_a_key_and_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = TrackingConfig(name="wandb", project="p", entity=None, mode="auto")
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):

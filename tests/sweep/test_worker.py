@@ -24,6 +24,7 @@ from sweep.lease import is_held, newest_number, take
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, METRICS_FILE, STATUS_FILE
 from sweep.spec import PlannedRun
+from sweep.status import sweep_status
 from sweep.stored import last_evaluation
 from sweep.tracking import Mirror
 
@@ -234,6 +235,13 @@ def test_failures_of_this_call_that_the_record_does_not_know_count_too(attempts:
     assert (read_status(attempts.run_dir) or {})["failures"] == 2
     train_job(attempts.job(), "cpu", SILENT, broken)  # a person has asked again
     assert (read_status(attempts.run_dir) or {})["failures"] == 1
+
+
+def test_a_run_that_failed_before_it_began_is_shown_without_a_plan_too(attempts: Attempts) -> None:
+    ended = train_job(dataclasses.replace(attempts.job(), corpus=Path("nowhere")), "cpu", SILENT, print)
+    (attempts.frozen.sweep_dir / "plan.jsonl").unlink()
+    (run,) = sweep_status(attempts.frozen.sweep_dir).runs
+    assert (run.shown, run.error) == ("failed", ended.error)
 
 
 def test_unusable_input_is_not_tried_again(attempts: Attempts) -> None:
