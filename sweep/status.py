@@ -66,6 +66,7 @@ class RunStatus:
     steps_done: int = 0  # at the newest evaluation
     test_loss: float | None = None
     error: str | None = None
+    traceback: str | None = None  # of a failed run's error, where it was no message for people
     notes: tuple[str, ...] = ()  # what the attempts had to do to go on
     cancelled: bool = False  # somebody has asked that it be not trained
     job: Job | None = None
@@ -200,6 +201,7 @@ def _with_record(sweep_dir: Path, run: RunStatus) -> tuple[RunStatus, float]:
         steps_done=row.get("step", 0),
         test_loss=row.get("test_loss"),
         error=recorded.get("error"),
+        traceback=_read(run_dir / TRACEBACK_FILE) if status == "failed" and recorded.get("traceback") else None,
         notes=tuple(recorded.get("notes", ())),
         cancelled=status not in FINISHED and (run_dir / CANCEL_FILE).exists(),
     ), row.get("flops", 0.0)
@@ -230,8 +232,12 @@ def _job(element: Element, numbers: dict[str, int], queue: Queue) -> Job:
 
 
 def _last_line(path: Path) -> str | None:
+    lines = (_read(path) or "").split("\n")
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)
+
+
+def _read(path: Path) -> str | None:
     try:
-        lines = path.read_text(errors="replace").split("\n")
+        return path.read_text(errors="replace")
     except OSError:
         return None
-    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sweep.launch.failures import alike
 from sweep.status import Job, RunStatus, SweepStatus
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+TRACEBACKS = 3  # shown; runs that fail alike share one
 LISTED = 60  # of a larger sweep only the runs that want attention are listed, and no more than so many
 _ORDER = ("failed", "lost", "interrupted", "unknown", "cancelled", "running", "out_of_memory", "diverged", "queued",
           "planned", "done")  # fmt: skip
@@ -73,6 +75,15 @@ def remarks(state: SweepStatus, everything: bool = False) -> list[str]:
             f"isoloss logs {state.sweep_dir} RUN shows why; isoloss resubmit {state.sweep_dir} submits {again} again"
         )
     return lines
+
+
+def tracebacks(state: SweepStatus) -> list[str]:
+    """The tracebacks of the failed runs, one of each kind of error and TRACEBACKS at most, to print before the line."""
+    kinds: list[RunStatus] = []
+    for run in state.runs:
+        if run.traceback and not any(alike([run.error or "", one.error or ""]) for one in kinds):
+            kinds.append(run)
+    return [f"run {run.run_id}:\n{(run.traceback or '').rstrip()}\n" for run in kinds[:TRACEBACKS]]
 
 
 def _job(job: Job | None) -> str:

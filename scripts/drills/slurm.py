@@ -154,7 +154,10 @@ def error_in_one_element(lab: Lab, cluster: Cluster) -> Result:
     status = jobs.sweep.status(directory / broken)
     result.injected = status.get("failures", 0)
     result.expect(status.get("status") == "failed" and result.injected == 3, f"status of the broken run: {status}")
-    result.expect("metrics.jsonl" in jobs.sweep.verb("status", "--json", "-"), "isoloss status does not show the error")
+    said = jobs.sweep.verb("status")
+    result.expect(
+        "Traceback" in said and "metrics.jsonl" in said, f"isoloss status does not show the traceback: {said}"
+    )
     result.expect("Traceback" in jobs.sweep.verb("logs", broken), "isoloss logs does not show the traceback")
     whole = jobs.sweep.status(directory / other)
     result.expect((whole.get("status"), whole.get("attempts")) == ("done", 1), f"status of the other run: {whole}")

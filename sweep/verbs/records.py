@@ -18,13 +18,15 @@ def status(argv: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="list every run of a large sweep, also done and waiting")
     options = parser.parse_args(argv)
     from sweep.status import sweep_status
-    from sweep.status_table import remarks, status_line, status_table
+    from sweep.status_table import remarks, status_line, status_table, tracebacks
 
     state = sweep_status(options.sweep_dir)
     if options.json:
         write_json(options.json, state.to_dict())
     if str(options.json) != "-":
         print_table(status_table(state, options.all))
+        for text in tracebacks(state):
+            print(text)
         print(status_line(state))
         for line in remarks(state, options.all):
             print(line)

@@ -15,11 +15,11 @@ from sweep.compose import compose
 from sweep.launch.slurm.submission import Element, Submission, reserve, write_submission
 from sweep.lease import hold
 from sweep.plan import plan_sweep, write_plan
-from sweep.record import write_status
+from sweep.record import RunRecord, write_status
 from sweep.schema import CURVE_COLUMNS, METRICS_FILE, PLAN_FILE, RUNS_DIR, SPEC_FILE, InputError
 from sweep.spec import PlannedRun
 from sweep.status import Job, SweepStatus, sweep_status
-from sweep.status_table import LISTED, remarks, status_line, status_table
+from sweep.status_table import LISTED, TRACEBACKS, remarks, status_line, status_table, tracebacks
 from sweep.stored import last_evaluation
 
 
@@ -337,3 +337,14 @@ def test_a_damaged_plan_is_named_with_its_line(sweep_dir: Path, plan: list[Plann
         file.write('{"run_id": "0123456789abcdef"}\n')
     with pytest.raises(InputError, match=rf"plan.jsonl:{len(plan) + 1} is damaged"):
         sweep_status(sweep_dir)
+
+
+def test_tracebacks_are_shown_one_of_each_kind(sweep_dir: Path, plan: list[PlannedRun]) -> None:
+    for i, planned in enumerate(plan[:5]):
+        error = f"ValueError: row {i}" if i < 2 else f"KeyError: {'abcde'[i]}"
+        RunRecord(sweep_dir / RUNS_DIR / planned.run_id).fail(error, f"Traceback (most recent call last):\n{error}\n")
+    RunRecord(sweep_dir / RUNS_DIR / plan[5].run_id).fail("the text is too small", None)
+    shown = tracebacks(sweep_status(sweep_dir))
+    assert len(shown) == TRACEBACKS
+    assert shown[0] == f"run {plan[0].run_id}:\nTraceback (most recent call last):\nValueError: row 0\n"
+    assert "KeyError: c" in shown[1]
