@@ -72,7 +72,13 @@ def ask(submissions: list[Submission], run_ids: set[str] | None = None) -> Queue
     arrays: set[str] = set()
     if not run_ids and run_ids is not None:
         return Queue()
-    name = cluster_name() if any(one.cluster for one in submissions) else None
+    try:
+        name = _cluster_name() if any(one.cluster for one in submissions) else None
+    except _Silent as silent:  # nor would the others answer, each after as long a wait
+        unseen = (
+            e for one in submissions for e in one.elements if run_ids is None or not run_ids.isdisjoint(e.run_ids)
+        )
+        return Queue(unseen=frozenset(element.job_id for element in unseen), problem=_ask_elsewhere(silent))
     problem = None
     for one in submissions:
         elements = [e for e in one.elements if run_ids is None or not run_ids.isdisjoint(e.run_ids)]
@@ -98,18 +104,19 @@ def _ask(jobs: set[str], arrays: set[str]) -> Queue:
     except _Silent as silent:
         # what accounts call ended may have been queued again
         states = {job_id: state for job_id, state in ended.items() if job_id in jobs}
-        return Queue(states, frozenset(jobs), f"{silent}; ask where the commands of the cluster work")
+        return Queue(states, frozenset(jobs), _ask_elsewhere(silent))
     live = {job_id: state for job_id, state in queued.items() if state.live}
     return Queue({job_id: state for job_id, state in (queued | ended | live).items() if job_id in jobs})
 
 
-def cluster_name() -> str | None:
-    """The name of this host's cluster; None where there is none or it does not answer."""
-    try:
-        name = re.search(r"^ClusterName\s*=\s*(\S+)", _output(["scontrol", "show", "config"]), re.MULTILINE)
-    except _Silent:
-        return None
+def _cluster_name() -> str | None:
+    """The name of this host's cluster, where it has one. Raises _Silent where the cluster does not answer."""
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", _output(["scontrol", "show", "config"]), re.MULTILINE)
     return name[1] if name else None
+
+
+def _ask_elsewhere(silent: _Silent) -> str:
+    return f"{silent}; ask where the commands of the cluster work"
 
 
 def parse_squeue(text: str) -> dict[str, JobState]:

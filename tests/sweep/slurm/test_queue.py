@@ -222,3 +222,14 @@ def test_the_habits_of_a_user_do_not_reach_the_commands(monkeypatch: pytest.Monk
     environment = queue._environment()
     assert not {"SACCT_FORMAT", "SQUEUE_STATES"} & set(environment)
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_a_cluster_that_does_not_answer_is_asked_once(slurm: Path) -> None:
+    """Each command waits a minute for a configuration that is not there."""
+    for name in ("scontrol", "squeue", "sacct"):
+        (slurm / name).write_text(f"#!/bin/sh\necho {name} >> {slurm}/calls\necho no configuration >&2\nexit 1\n")
+        (slurm / name).chmod(0o755)
+    answer = ask([submission("7", cluster="large")])
+    assert (slurm / "calls").read_text() == "scontrol\n"
+    assert answer.is_live("7") is None
+    assert "scontrol does not answer (no configuration); ask where" in (answer.problem or "")
