@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from sweep.launch.failures import alike
+from sweep.record import FINISHED
 from sweep.status import Job, RunStatus, SweepStatus
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def status_line(state: SweepStatus) -> str:
 def remarks(state: SweepStatus, everything: bool = False) -> list[str]:
     """Lines to print after it: what the table leaves out, why no further run starts, what to do."""
     lines = []
+    folder = shlex.quote(state.sweep_dir)
     if left_out := len(state.runs) - len(listed(state, everything)):
         lines.append(f"{left_out} runs are not listed; --all lists them")
     if state.stopped is not None:
@@ -71,9 +74,11 @@ def remarks(state: SweepStatus, everything: bool = False) -> list[str]:
         lines.append(f"the state of its jobs is unknown: {state.slurm_problem}")
     again = sum(run.shown in ("failed", "lost") and run.job is not None for run in state.runs)
     if again:
-        lines.append(
-            f"isoloss logs {state.sweep_dir} RUN shows why; isoloss resubmit {state.sweep_dir} submits {again} again"
-        )
+        lines.append(f"isoloss logs {folder} RUN shows why; isoloss resubmit {folder} submits {again} again")
+    if cancelled := state.counts.get("cancelled"):
+        lines.append(f"{cancelled} cancelled; the sweep's own command submits them again")
+    if state.runs and all(run.status in FINISHED for run in state.runs):
+        lines.append(f"next: isoloss analyze {folder}")
     return lines
 
 
@@ -89,8 +94,7 @@ def tracebacks(state: SweepStatus) -> list[str]:
 def _job(job: Job | None) -> str:
     if job is None:
         return ""
-    where = job.node or (f"({job.reason})" if job.reason else "")
-    return " ".join(filter(None, (job.id, job.state or "", where)))
+    return " ".join(filter(None, (job.id, job.state, job.node, f"({job.reason})" if job.reason else None)))
 
 
 def _reason(run: RunStatus) -> str:

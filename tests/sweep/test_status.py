@@ -182,6 +182,13 @@ def test_runs_of_a_cluster_show_what_became_of_their_jobs(
     assert any("7_1 PENDING (Priority)" in line for line in lines)
     assert "8 runs: 1 planned, 1 running, 2 queued, 3 lost, 1 cancelled" in status_line(state)
     assert f"isoloss resubmit {sweep_dir} submits 3 again" in remarks(state)[0]
+    assert remarks(state)[1:] == ["1 cancelled; the sweep's own command submits them again"]
+    ended = Job("8", 1, "FAILED", "node2", "exit code 3:0", False)
+    spaced = replace(state, sweep_dir="my sweep", runs=[replace(state.runs[3], job=ended)])
+    assert any("8 FAILED node2 (exit code 3:0)" in line for line in printed(spaced))
+    assert "isoloss resubmit 'my sweep' submits 1 again" in remarks(spaced)[0]
+    done = replace(spaced, runs=[replace(state.runs[3], status="done")])
+    assert remarks(done) == ["next: isoloss analyze 'my sweep'"]
     runs = json.loads(json.dumps(state.to_dict()))["runs"]
     assert {"shown": "queued", "status": "planned", "cancelled": False}.items() <= runs[2].items()
     assert runs[2]["job"] == {

@@ -46,7 +46,7 @@ def describe(sweep_dir: Path, run_id: str, lines: int) -> Iterator[str]:
     if not jobs:
         yield "no job was submitted for it; a local sweep prints to its terminal"
     for job in jobs:
-        known = f"{job.state.state} {job.state.node or job.state.reason}".rstrip() if job.state else "gone"
+        known = " ".join(filter(None, (job.state.state, job.state.node, job.state.reason))) if job.state else "gone"
         others = len(job.element.run_ids) - 1
         shared = f", shared with {others} other run{'s' * (others > 1)}" if others else ""
         yield f"job {job.element.job_id} (submission {job.submission}{shared}): {known}"
