@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.schema import PLAN_FILE, InputError
-from sweep.verbs.common import Parser, RunsFailed
+from sweep.verbs.common import Parser, RunsFailed, quoted
 
 if TYPE_CHECKING:
     from sweep.config import SlurmLauncher, TrackingConfig
@@ -118,8 +118,8 @@ def wait(frozen: Frozen) -> Outcome:
         return watch(frozen, frozen.unfinished())
     except KeyboardInterrupt:
         raise RunsFailed(
-            f"no longer watched, the jobs go on: isoloss status {frozen.sweep_dir} shows them, isoloss cancel "
-            f"{frozen.sweep_dir} ends them"
+            f"no longer watched, the jobs go on: isoloss status {quoted(frozen.sweep_dir)} shows them, isoloss "
+            f"cancel {quoted(frozen.sweep_dir)} ends them"
         ) from None
 
 
@@ -132,7 +132,7 @@ def _submit(frozen: Frozen, runs: list[PlannedRun], launcher: SlurmLauncher, tra
     else:
         for line in _submitted(submission, launcher, len(runs)):
             print(line)
-    print(f"next: isoloss status {frozen.sweep_dir}", flush=True)
+    print(f"next: isoloss status {quoted(frozen.sweep_dir)}", flush=True)
 
 
 def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> Iterator[str]:
@@ -143,7 +143,8 @@ def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> I
     arrays = Counter(element.array_id for element in submission.elements)
     runs = sum(len(element.run_ids) for element in submission.elements)
     jobs = _count(len(submission.elements), "job")
-    yield f"submitted {_count(runs, 'run')} in {jobs}, {launcher.parallel} at a time"
+    at_a_time = f", {launcher.parallel} at a time" * (len(submission.elements) > launcher.parallel)
+    yield f"submitted {_count(runs, 'run')} in {jobs}{at_a_time}"
     if asked > runs:
         yield f"  {_count(asked - runs, 'other run')} in jobs that live"
     for array, size in arrays.items():
@@ -158,6 +159,24 @@ def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> I
         )
     shorter = "; less for shorter jobs" * (len(arrays) > 1 and launcher.time_limit_minutes is None)
     yield f"time limit {submission.minutes} minutes, {basis}{shorter}"
+
+
+def planned_jobs(runs: list[PlannedRun], launcher: SlurmLauncher) -> str:
+    """One line: the jobs that a submission of the whole plan would be, and what they would be charged."""
+    from sweep.launch.slurm.packing import pack
+    from sweep.launch.slurm.resources import START_UP_SECONDS, time_limit
+
+    packs = pack(runs, lambda run: run.costs["seconds"], 60.0 * launcher.pack_minutes)
+    lengths = [START_UP_SECONDS + sum(run.costs["seconds"] for run in members) for members in packs]
+    minutes = time_limit(launcher, lengths[0] - START_UP_SECONDS)
+    number, kind = launcher.gpus_per_run, "GPU"
+    if not number:
+        number, kind = launcher.ranks_per_run * launcher.threads, "CPU"
+    hours = number * sum(lengths) / 3600
+    return (
+        f"{_count(len(packs), 'job')} of at most {minutes} minutes, about {hours:.2g} {kind}-hours with "
+        f"{START_UP_SECONDS:.0f} s for the start of each"
+    )
 
 
 def _run_ids(sweep_dir: Path) -> list[str]:

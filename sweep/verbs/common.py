@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,6 +61,11 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 300).print(table)
+
+
+def quoted(path: Path) -> str:
+    """`path` as a person may paste it into a shell."""
+    return shlex.quote(str(path))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.schema import InputError
-from sweep.verbs.common import RunsFailed, composed, composing_parser, print_table, write_json
+from sweep.verbs.common import RunsFailed, composed, composing_parser, print_table, quoted, write_json
 
 if TYPE_CHECKING:
     from sweep.launch.freeze import Frozen
@@ -29,6 +29,7 @@ def plan(argv: list[str]) -> int:
     from sweep.config import SlurmLauncher, read_config
     from sweep.estimate import machine, plan_workers
     from sweep.plan import duration, plan_sweep, plan_table, plan_totals
+    from sweep.verbs import cluster
 
     runs = plan_sweep(config)
     if options.measure and config["launcher"]["name"] == "slurm":
@@ -55,6 +56,8 @@ def plan(argv: list[str]) -> int:
         f"{totals['pf_days']:.3g} PF-days; about {duration(totals['wall_seconds'])} on {totals['workers']} workers "
         f"({totals['time_basis']})"
     )
+    if isinstance(launcher, SlurmLauncher) and runs:
+        print(cluster.planned_jobs(runs, launcher))
     return 0
 
 
@@ -103,7 +106,8 @@ def _conclude(frozen: Frozen, outcome: Outcome) -> int:
     print(f"{frozen.sweep_dir}: {counts}")
     if outcome.hopeless:
         raise RunsFailed(
-            f"{outcome.hopeless}; the others wait for the same command, isoloss status {frozen.sweep_dir} lists them"
+            f"{outcome.hopeless}; the others wait for the same command, isoloss status "
+            f"{quoted(frozen.sweep_dir)} lists them"
         )
     if outcome.stopped:
         raise RunsFailed("stopped; the same command goes on with the sweep")
@@ -111,11 +115,11 @@ def _conclude(frozen: Frozen, outcome: Outcome) -> int:
         run_id, reason = next(iter(outcome.errors.items()))
         raise RunsFailed(
             f"{len(outcome.errors)} of {len(frozen.runs)} runs failed, the first {run_id}: {reason}; the same command "
-            f"tries them again, isoloss status {frozen.sweep_dir} lists them"
+            f"tries them again, isoloss status {quoted(frozen.sweep_dir)} lists them"
         )
     if outcome.statuses["cancelled"]:
         raise RunsFailed(f"{outcome.statuses['cancelled']} runs cancelled; the same command submits them again")
-    print(f"next: isoloss analyze {frozen.sweep_dir}")
+    print(f"next: isoloss analyze {quoted(frozen.sweep_dir)}")
     return 0
 
 
@@ -153,6 +157,17 @@ def train(argv: list[str]) -> int:
         if not {"-m", "--multirun"} & set(argv):
             compose("train", [argument for argument in argv if not argument.startswith("-")])  # explains in one line
         raise InputError(f"configuration: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("submitit."):
+            raise
+        raise RunsFailed(_of_submitit(str(error))) from error
     finally:
         sys.argv = earlier
     return 0
+
+
+def _of_submitit(error: str) -> str:
+    """One line from what Hydra's launcher raises for a job without a result: which one, and what it printed last."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    said = [line for line in lines[1:] if line.startswith("isoloss: ")]
+    return ": ".join(lines[:1] + [line.removeprefix("isoloss: ") for line in said[-1:]])

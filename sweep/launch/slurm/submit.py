@@ -131,7 +131,13 @@ def _send(
         if len(ids) >= launcher.parallel:  # arrays with one element at a time each would be too many already
             parameters["dependency"] = f"afterany:{ids[-launcher.parallel]}"
         with _uninterrupted():  # a job that nobody wrote down would be trained again by the next submission
-            job_ids = _submit_array(folder, array, launcher, parameters)
+            try:
+                job_ids = _submit_array(folder, array, launcher, parameters)
+            except InputError as error:
+                if not ids:
+                    raise
+                before = f"{len(submission.elements)} jobs before these were accepted and go on"
+                raise InputError(f"{error}; {before}, the same command submits the others") from error
             elements = tuple(
                 Element(job_id, run_ids, sum(map(seconds.__getitem__, run_ids)))
                 for job_id, run_ids in zip(job_ids, [tuple(dict(one.runs)) for one in array], strict=True)
@@ -189,8 +195,15 @@ def _submit_array(
             jobs = [executor.submit(one) for one in packs]
         return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        said = [line.strip() for line in str(error).splitlines() if "sbatch:" in line] or str(error).split("\n")[:1]
-        raise InputError(f"launcher=slurm: sbatch refused the jobs: {' '.join(said)}") from error
+        raise InputError(
+            f"launcher=slurm: sbatch refused the jobs: {_said(str(error))}; change what launcher.* asks for"
+        ) from error
+
+
+def _said(error: str) -> str:
+    """What sbatch gave as its reason, in one line."""
+    lines = [line.partition("sbatch:")[2].strip().removeprefix("error: ") for line in error.splitlines()]
+    return "; ".join(filter(None, lines)) or error.partition("\n")[0]
 
 
 @contextlib.contextmanager
