@@ -76,13 +76,16 @@ def sweep(argv: list[str]) -> int:
     from sweep.config import SlurmLauncher, read_config
     from sweep.launch.freeze import freeze
     from sweep.launch.local import devices, launch
+    from sweep.launch.slurm.snapshot import check_committed
     from sweep.lease import hold
     from sweep.plan import plan_sweep
     from sweep.verbs import cluster
 
     typed = read_config(config)
     launcher = typed.launcher
-    if not isinstance(launcher, SlurmLauncher):
+    if isinstance(launcher, SlurmLauncher):
+        check_committed(launcher.allow_dirty)  # before anything is written
+    else:
         # What torch finds, not what the files of a driver suggest, decides the micro-batches.
         config["launcher"]["device"] = devices(launcher.device)[0].partition(":")[0]
     runs = plan_sweep(config)

@@ -18,18 +18,22 @@ SUFFIXES = frozenset({".py", ".yaml", ".csv", ".html"})
 HASH_DIGITS = 16
 
 
-def take_snapshot(sweep_dir: Path, allow_dirty: bool) -> dict[str, Any]:
-    """Copy the packages to SWEEP_DIR/code/HASH, or find them there. Returns its path and hash and, of a checkout, its
-    commit and whether it has uncommitted changes.
-
-    Raises InputError where it has some and `allow_dirty` is false.
-    """
+def check_committed(allow_dirty: bool) -> dict[str, Any]:
+    """The commit of the checkout that this code runs from and whether it has uncommitted changes; empty without one.
+    Raises InputError where it has some and `allow_dirty` is false."""
     origin = {key: value for key, value in code_version().items() if key != "hash"}
     if origin.get("dirty") and not allow_dirty:
         raise InputError(
             f"{code_root()} has uncommitted changes, so no commit says what would run; commit them, or set "
             "launcher.allow_dirty=true"
         )
+    return origin
+
+
+def take_snapshot(sweep_dir: Path, allow_dirty: bool) -> dict[str, Any]:
+    """Copy the packages to SWEEP_DIR/code/HASH, or find them there. Returns its path and hash and what
+    `check_committed` says, whose errors it raises."""
+    origin = check_committed(allow_dirty)
     files = _files(code_root())
     code = {**origin, "hash": _hash(files, origin)}
     target = sweep_dir / FOLDER / code["hash"]

@@ -81,6 +81,19 @@ def test_a_dirty_checkout_is_refused_unless_allowed(checkout: Path, tmp_path: Pa
         assert "# changed" in (Path(code["path"]) / change).read_text()
 
 
+def test_the_command_refuses_a_dirty_checkout_before_it_writes(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "README.md").write_text("changed\n")
+    sweep_dir = tmp_path / "sweep"
+    call = (
+        "import json, sys; from sweep.cli import main; code = main(sys.argv[1:]); "
+        "print(json.dumps([code, sys.modules['sweep'].__file__]))"
+    )
+    words = "sweep", "experiment=smoke", "launcher=slurm", "launcher.gpus_per_run=0", f"sweep_dir={sweep_dir}"
+    code, file = run_python(call, checkout, *words)
+    assert (code, Path(file).parent) == (2, checkout / "sweep")
+    assert not sweep_dir.exists()
+
+
 def test_files_that_are_no_code_do_not_make_a_checkout_dirty(checkout: Path, tmp_path: Path) -> None:
     (checkout / "notes.txt").write_text("mine\n")
     (checkout / "sweeps").mkdir()
