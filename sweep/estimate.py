@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sweep.accounting import count_flops
 from sweep.cache import cache_dir
-from sweep.config import LocalLauncher, SlurmLauncher
+from sweep.launcher import LocalLauncher, SlurmLauncher
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from sweep.config import LocalLauncher, TrackingConfig
+from sweep.config import TrackingConfig
 from sweep.estimate import available_cores, plan_device
 from sweep.launch import worker
 from sweep.launch.failures import common_failure
 from sweep.launch.freeze import Frozen, recorded_status
 from sweep.launch.progress import Progress
 from sweep.launch.worker import Ended, Evaluated, Job, Ready
+from sweep.launcher import LocalLauncher
 from sweep.lease import LeaseLost, hold, is_held
 from sweep.record import RunRecord
 from sweep.schema import InputError

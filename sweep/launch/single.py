@@ -15,10 +15,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.compose import packaged_configs, settle
-from sweep.config import SlurmLauncher, TrackingConfig, read_config
+from sweep.config import TrackingConfig, read_config
 from sweep.launch.freeze import as_begun, has_result, on_text, recorded_status
 from sweep.launch.local import devices
 from sweep.launch.worker import Job, train_job
+from sweep.launcher import SlurmLauncher
 from sweep.plan import plan_one
 from sweep.schema import RUNS_DIR, InputError
 from sweep.spec import PlannedRun

@@ -12,10 +12,11 @@ from sweep.schema import PLAN_FILE, InputError
 from sweep.verbs.common import Parser, RunsFailed, quoted
 
 if TYPE_CHECKING:
-    from sweep.config import SlurmLauncher, TrackingConfig
+    from sweep.config import TrackingConfig
     from sweep.launch.freeze import Frozen
     from sweep.launch.local import Outcome
     from sweep.launch.slurm.submission import Submission
+    from sweep.launcher import SlurmLauncher
     from sweep.spec import PlannedRun
 
 

@@ -26,8 +26,9 @@ def plan(argv: list[str]) -> int:
     config = composed(options)
     if config is None:
         return 0
-    from sweep.config import SlurmLauncher, read_config
+    from sweep.config import read_config
     from sweep.estimate import machine, plan_workers
+    from sweep.launcher import SlurmLauncher
     from sweep.plan import duration, plan_sweep, plan_table, plan_totals
     from sweep.verbs import cluster
 
@@ -73,10 +74,11 @@ def sweep(argv: list[str]) -> int:
     config = composed(options)
     if config is None:
         return 0
-    from sweep.config import SlurmLauncher, read_config
+    from sweep.config import read_config
     from sweep.launch.freeze import freeze
     from sweep.launch.local import devices, launch
     from sweep.launch.slurm.snapshot import check_committed
+    from sweep.launcher import SlurmLauncher
     from sweep.lease import hold
     from sweep.plan import plan_sweep
     from sweep.verbs import cluster

@@ -14,10 +14,11 @@ from drills.cluster import Cluster, wait_until
 from drills.lab import Lab, Result, Sweep
 
 from sweep.compose import compose
-from sweep.config import SlurmLauncher, read_config
+from sweep.config import read_config
 from sweep.launch.freeze import Frozen, freeze
 from sweep.launch.slurm.submission import Submission, job_folder
 from sweep.launch.slurm.submit import submit
+from sweep.launcher import SlurmLauncher
 from sweep.lease import hold
 from sweep.plan import plan_sweep
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from commands import Commands
 
-from sweep.config import LocalLauncher
 from sweep.estimate import available_cores, plan_workers
 from sweep.launch.freeze import Frozen, as_begun, freeze
 from sweep.launch.local import devices
+from sweep.launcher import LocalLauncher
 from sweep.lease import take
 from sweep.plan import read_plan, write_plan
 from sweep.record import RunRecord

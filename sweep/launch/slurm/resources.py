@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.config import SlurmLauncher
+from sweep.launcher import SlurmLauncher
 from sweep.schema import InputError
 
 START_UP_SECONDS = 60.0  # of a job: imports from a shared file system, connecting ranks

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.config import SlurmLauncher, TrackingConfig, launcher_config
+from sweep.config import TrackingConfig, launcher_config
 from sweep.launch.slurm.submission import read_submissions
+from sweep.launcher import SlurmLauncher
 from sweep.schema import InputError
 from sweep.spec import build
 from sweep.status import SweepStatus

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.config import SlurmLauncher, TrackingConfig
+from sweep.config import TrackingConfig
 from sweep.estimate import estimate_seconds, machine
 from sweep.launch.freeze import Frozen
 from sweep.launch.slurm.job import Pack
@@ -32,6 +32,7 @@ from sweep.launch.slurm.submission import (
     reserve,
     write_submission,
 )
+from sweep.launcher import SlurmLauncher
 from sweep.plan import plan_offsets
 from sweep.schema import PLAN_FILE, InputError
 from sweep.spec import PlannedRun

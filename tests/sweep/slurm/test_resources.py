@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sweep.compose import compose
-from sweep.config import LocalLauncher, SlurmLauncher, read_config
+from sweep.config import read_config
 from sweep.estimate import CPU_RATE, PEAK, USEFUL, Machine, estimate_seconds, machine
 from sweep.launch.slurm.resources import (
     LEAST_MINUTES,
@@ -24,6 +24,7 @@ from sweep.launch.slurm.resources import (
     sbatch_parameters,
     time_limit,
 )
+from sweep.launcher import LocalLauncher, SlurmLauncher
 from sweep.plan import plan_sweep, plan_totals
 from sweep.schema import InputError
 

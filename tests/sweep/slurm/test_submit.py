@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 import configs
-from sweep.config import SlurmLauncher, TrackingConfig, launcher_config
+from sweep.config import TrackingConfig, launcher_config
 from sweep.launch.slurm.job import Pack
 from sweep.launch.slurm.submission import Submission, job_folder, read_submissions, reserve
 from sweep.launch.slurm.submit import _send
+from sweep.launcher import SlurmLauncher
 from sweep.schema import InputError
 
 # Takes `taken` submissions and refuses the next, as a cluster with a limit on queued jobs does.
