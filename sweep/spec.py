@@ -221,6 +221,8 @@ class PlannedRun:
     execution: Execution
     costs: dict[str, float] = field(default_factory=dict)  # params, tokens, flops, seconds (estimate)
     data_hash: str | None = None  # frozen when the sweep starts
+    stack: int | None = None  # number, in the plan, of the runs that are trained as one; None: alone
+    priority: int = 0  # runs of lower numbers start first
 
     @property
     def run_id(self) -> str:
