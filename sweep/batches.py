@@ -13,17 +13,42 @@ from sweep.schema import InputError
 from sweep.spec import RunSpec, Source
 
 
+class Order:
+    """Which window of the token file each sample of a seed is: a permutation of the windows for every epoch."""
+
+    def __init__(self, seed: int, per_epoch: int) -> None:
+        self._seed, self._per_epoch = seed, per_epoch
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.uint32)
+
+    def windows(self, start: int, count: int) -> np.ndarray:
+        """Indices of the windows that samples start ... start + count - 1 are, unsigned [count]."""
+        parts = []
+        while count:
+            epoch, first = divmod(start, self._per_epoch)
+            parts.append(self._of_epoch(epoch)[first : first + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts) if parts else self._permutation[:0]
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        # Sorting raw bits rather than Generator.permutation: numpy guarantees the bit stream for all versions, but not
+        # the permutation drawn from it, and a run must read the same data on every machine.
+        if epoch != self._epoch:
+            bits = np.random.PCG64(np.random.SeedSequence([self._seed, epoch])).random_raw(self._per_epoch)
+            kind = np.uint32 if self._per_epoch < 2**32 else np.uint64
+            self._permutation, self._epoch = np.argsort(bits, kind="stable").astype(kind), epoch
+        return self._permutation
+
+
 class Sequences:
     """The windows of a token array in permuted order. Window i is tokens[i*n_ctx : (i+1)*n_ctx + 1]: inputs and targets
     of n_ctx positions, so that every token but the first is a target exactly once an epoch."""
 
     def __init__(self, tokens: np.ndarray, n_ctx: int, seed: int) -> None:
         """`tokens` [T] of any integer dtype, memory-mapped or not. Raises InputError where T < n_ctx + 1."""
-        self._windows = _windows(tokens, n_ctx)
+        self._windows = windows(tokens, n_ctx)
         self._n_ctx = n_ctx
-        self._seed = seed
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.uint32)
+        self._order = Order(seed, self.per_epoch)
 
     @property
     def per_epoch(self) -> int:
@@ -41,20 +66,7 @@ class Sequences:
 
     def samples(self, start: int, count: int) -> np.ndarray:
         """Samples start ... start + count - 1 as int64 [count, n_ctx + 1]: inputs are [:, :-1], targets [:, 1:]."""
-        epoch, first = divmod(start, self.per_epoch)
-        if first + count <= self.per_epoch:
-            return self._windows[self._permutation(epoch)[first : first + count]].astype(np.int64)
-        head = self.per_epoch - first
-        return np.concatenate([self.samples(start, head), self.samples(start + head, count - head)])
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        # Sorting raw bits rather than Generator.permutation: numpy guarantees the bit stream for all versions, but not
-        # the permutation drawn from it, and a run must read the same data on every machine.
-        if epoch != self._epoch:
-            bits = np.random.PCG64(np.random.SeedSequence([self._seed, epoch])).random_raw(self.per_epoch)
-            kind = np.uint32 if self.per_epoch < 2**32 else np.uint64
-            self._order, self._epoch = np.argsort(bits, kind="stable").astype(kind), epoch
-        return self._order
+        return self._windows[self._order.windows(start, count)].astype(np.int64)
 
 
 def test_sequences(tokens: np.ndarray, n_ctx: int, test_tokens: int) -> np.ndarray:
@@ -64,13 +76,13 @@ def test_sequences(tokens: np.ndarray, n_ctx: int, test_tokens: int) -> np.ndarr
     count = test_tokens // n_ctx
     if count < 1:
         raise InputError(f"data.test_tokens {test_tokens} is less than one sequence of model.n_ctx {n_ctx}; raise it")
-    windows = _windows(tokens, n_ctx)
-    if count > len(windows):
+    views = windows(tokens, n_ctx)
+    if count > len(views):
         raise InputError(
-            f"data.test_tokens {test_tokens} exceeds the {len(windows) * n_ctx} tokens of the test split in whole "
+            f"data.test_tokens {test_tokens} exceeds the {len(views) * n_ctx} tokens of the test split in whole "
             f"sequences of {n_ctx}; lower data.test_tokens, raise data.test_fraction or give more text"
         )
-    return windows[(2 * np.arange(count) + 1) * len(windows) // (2 * count)].astype(np.int64)
+    return views[(2 * np.arange(count) + 1) * len(views) // (2 * count)].astype(np.int64)
 
 
 test_sequences.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
@@ -90,7 +102,7 @@ def check_epochs(spec: RunSpec, source: Source, corpus: Corpus) -> None:
     test_sequences(corpus.test, n_ctx, spec.data.test_tokens)
 
 
-def _windows(tokens: np.ndarray, n_ctx: int) -> np.ndarray:
+def windows(tokens: np.ndarray, n_ctx: int) -> np.ndarray:
     """View [windows, n_ctx + 1] of `tokens` [T], neighbours sharing one token."""
     if len(tokens) < n_ctx + 1:
         raise InputError(
