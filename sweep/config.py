@@ -135,6 +135,7 @@ class Block:
     cells: tuple[dict[str, Any], ...] = ()
     set: dict[str, Any] = field(default_factory=dict)
     where: str | None = None
+    priority: int = 0  # its runs start before those of higher numbers
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ def launcher_config(values: Any) -> LocalLauncher | SlurmLauncher:
     kinds: dict[Any, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
     if name not in kinds:
         raise InputError(f"launcher.name must be one of {', '.join(kinds)}, not {name!r}")
-    return build(kinds[name], dict(values), "launcher")
+    switch = {"stack": "on" if values["stack"] else "off"} if isinstance(values.get("stack"), bool) else {}
+    return build(kinds[name], {**values, **switch}, "launcher")  # YAML reads a bare on and off as booleans
 
 
 def _mapping(key: str, value: Any) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from sweep.accounting import count_flops
 from sweep.cache import cache_dir
 from sweep.launcher import LocalLauncher, SlurmLauncher
+from sweep.phases import Phase, phases
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
 
@@ -29,6 +31,8 @@ PEAK = {
 }
 NAMED = tuple(PEAK)
 PEAK["gpu"] = PEAK["a100"]
+# Bytes that a worker may use: little on a host, with a worker a core; of a GPU half of what its smaller forms have.
+MEMORY = {"cpu": 2**29, "v100": 8e9, "a100": 20e9, "h100": 40e9, "h200": 70e9, "gpu": 20e9}
 # Of the peak. Plain torch without fused kernels reaches 0.3 to 0.5 on matrices of 1,000 and more; less is the safe side
 # of a time limit.
 USEFUL = 0.3
@@ -49,6 +53,11 @@ class Machine:
     ranks: int = 1  # processes that share a run
     flops_per_s: float | None = None  # of one GPU or CPU thread, instead of the assumed
     here: bool = True  # this one, so that measurements count
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a worker may use."""
+        return MEMORY[self.kind]
 
     def flops_per_second(self, precision: str, threads: int) -> float:
         """Useful FLOP/s of one rank with `threads` CPU threads."""
@@ -109,6 +118,13 @@ def plan_workers(device: str, threads: int) -> int:
     return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
+def launch_workers(launcher: LocalLauncher | SlurmLauncher) -> int:
+    """Runs, or stacks of runs, that `launcher` trains at a time."""
+    if isinstance(launcher, SlurmLauncher):
+        return launcher.parallel
+    return plan_workers(launcher.device, launcher.threads) if launcher.workers == "auto" else launcher.workers
+
+
 def available_cores() -> int:
     """Cores this process may use: the machine's, less by affinity and by a container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -118,23 +134,44 @@ def available_cores() -> int:
     return cores
 
 
-def estimate_seconds(planned: PlannedRun, machine: Machine, measurements: dict[str, float]) -> tuple[float, bool]:
-    """Seconds of training and evaluation on `machine`, and whether they rest on one of the `measurements`."""
-    spec = planned.spec
-    micro, per_step = passes(planned, machine.ranks)
-    measured = measurements.get(measurement_key(planned, machine.device)) if measurements and machine.here else None
-    seconds = assumed_pass(planned, machine) if measured is None else measured
-    # an evaluation runs forward only, a third of a pass
-    evaluated = evaluations(planned) * spec.data.test_tokens / (micro * spec.model.n_ctx) / 3 / machine.ranks
-    return seconds * (spec.steps * per_step + evaluated), measured is not None
+def estimate_seconds(
+    members: Sequence[PlannedRun], machine: Machine, measurements: dict[str, float]
+) -> tuple[list[float], bool]:
+    """Seconds of training and evaluation of runs that `machine` trains as one stack, or of one: each run's share, in
+    order, which add up to the whole; and whether they rest on one of the `measurements`."""
+    calls, token = pass_costs(members[0], machine)
+    n_ctx = members[0].spec.model.n_ctx
+    found = stack_phases(members, machine.ranks)
+    factor, measured = 1.0, None
+    if measurements and machine.here:
+        longest = longest_phase(found, calls, token, n_ctx)
+        measured = measurements.get(measurement_key(members[0], longest, machine.device))
+        if measured is not None:
+            factor = measured * longest.passes / longest.seconds(calls, token, n_ctx)
+    shares, spent = [0.0] * len(members), 0.0
+    for phase in found:
+        tokens = phase.micro * n_ctx
+        share = factor * (calls / phase.runs + token * tokens)  # of a pass
+        spent += share * phase.passes
+        for i in phase.leaving:  # an evaluation runs forward only, a third of a pass
+            evaluated = evaluations(members[i]) * members[i].spec.data.test_tokens
+            shares[i] = spent + share * evaluated / tokens / 3 / machine.ranks
+    return shares, measured is not None
 
 
-def passes(planned: PlannedRun, ranks: int = 1) -> tuple[int, int]:
-    """Sequences of one forward and backward pass, and passes an update, of each of `ranks` processes."""
-    sequences = math.ceil(planned.spec.batch_sequences / ranks)
-    micro = planned.execution.micro_batch or max(1, CUDA_MICRO_TOKENS // planned.spec.model.n_ctx)
-    micro = min(micro, sequences)
-    return micro, math.ceil(sequences / micro)
+def stack_phases(members: Sequence[PlannedRun], ranks: int = 1) -> list[Phase]:
+    """The phases of runs that are trained as one stack, or of one run, on each of `ranks` processes."""
+    found = []
+    for run in members:
+        sequences = math.ceil(run.spec.batch_sequences / ranks)
+        micro = run.execution.micro_batch or max(1, CUDA_MICRO_TOKENS // run.spec.model.n_ctx)
+        found.append((run.spec.steps * sequences, sequences, micro))
+    return phases(found)
+
+
+def longest_phase(found: Sequence[Phase], calls: float, token: float, n_ctx: int) -> Phase:
+    """The phase that takes the most time, the first of equals."""
+    return max(found, key=lambda phase: phase.seconds(calls, token, n_ctx))
 
 
 def evaluations(planned: PlannedRun) -> float:
@@ -145,22 +182,23 @@ def evaluations(planned: PlannedRun) -> float:
     )
 
 
-def assumed_pass(planned: PlannedRun, machine: Machine) -> float:
-    """Seconds of one forward and backward pass of one rank by the stated assumption."""
+def pass_costs(planned: PlannedRun, machine: Machine) -> tuple[float, float]:
+    """Seconds of one forward and backward pass of one rank by the stated assumption: of a pass, and of each token."""
     model = planned.spec.model
     rate = machine.flops_per_second(planned.spec.precision, planned.execution.threads)
-    tokens = passes(planned, machine.ranks)[0] * model.n_ctx
-    calls = model.n_layer * (PER_PASS[machine.device] + tokens * PER_TOKEN[machine.device])
-    return calls + count_flops(model).total * tokens / rate
+    calls = model.n_layer * PER_PASS[machine.device]
+    return calls, model.n_layer * PER_TOKEN[machine.device] + count_flops(model).total / rate
 
 
-def measurement_key(planned: PlannedRun, device: str) -> str:
-    """What a measurement depends on: shape, micro-batch, precision, optimiser, compilation, device and threads."""
+def measurement_key(planned: PlannedRun, phase: Phase, device: str) -> str:
+    """What a measurement depends on: shape, runs and micro-batch, precision, optimiser, compilation, device and
+    threads."""
     m, spec, execution = planned.spec.model, planned.spec, planned.execution
     shape = f"{m.family}-{m.n_layer}x{m.d_model}-h{m.n_head}x{m.d_head}-f{m.d_ff}-c{m.n_ctx}-v{m.vocab_size}"
     where = f"cpu{execution.threads}" if device == "cpu" else device
     compiled = "-compiled" if execution.compile else ""
-    return f"{shape}|{passes(planned)[0]}|{spec.precision}|{spec.optimizer.name}{compiled}|{where}"
+    size = f"{phase.runs}x{phase.micro}"
+    return f"{shape}|{size}|{spec.precision}|{spec.optimizer.name}{compiled}|{where}"
 
 
 def measurements_file() -> Path:

@@ -1,7 +1,8 @@
 """Grids: blocks of a configuration expanded into cells, and the `where` filter over what a cell resolves to.
 
 A block is the product of its `product` (every combination), its `zip` (keys in step) and its `cells` (explicit ones),
-on top of what it `set`s; `where` keeps the cells for which it holds. Keys are dotted configuration keys.
+on top of what it `set`s; `where` keeps the cells for which it holds. Keys are dotted configuration keys. Runs of blocks
+of a lower `priority` start first; a run of several blocks has the lowest of theirs.
 """
 
 from __future__ import annotations

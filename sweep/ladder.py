@@ -88,10 +88,20 @@ def micro_batch(model: ModelSpec, sequences: int, token_target: int = 2048, memo
     From the plan alone and never from free memory, so that a resumed run repeats the same additions. `memory` bounds
     the activations and logits of one pass, in bytes.
     """
-    width = 16 * model.d_model + 3 * model.d_ff + 3 * model.n_head * model.n_ctx  # floats kept a layer and token
-    per_sequence = 4.0 * model.n_ctx * (model.n_layer * width + 4 * model.vocab_size)
-    limit = max(1, min(token_target // model.n_ctx, int(memory / per_sequence)))
-    return next(m for m in range(min(limit, sequences), 0, -1) if sequences % m == 0)
+    limit = min(token_target // model.n_ctx, int(memory / model.n_ctx / activation_bytes(model)))
+    return largest_divisor(sequences, limit)
+
+
+def activation_bytes(model: ModelSpec) -> float:
+    """Bytes that a pass keeps for each token: activations of all layers, attention over the context, logits."""
+    width = 16 * model.d_model + 3 * model.d_ff + 3 * model.n_head * model.n_ctx  # floats a layer
+    return 4.0 * (model.n_layer * width + 4 * model.vocab_size)
+
+
+@lru_cache(maxsize=65536)
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` up to `limit`; 1 where that is below 1."""
+    return next((m for m in range(min(limit, number), 1, -1) if number % m == 0), 1)
 
 
 def _ways(config: ModelConfig) -> dict[str, tuple[object, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sweep.schema import InputError
@@ -16,6 +16,8 @@ class LauncherConfig:
     device: Literal["auto", "cpu", "cuda"]
     retries: int
     stop_after: int
+    # on where submissions of earlier versions are read, which have no stacks anyway
+    stack: Literal["on", "off"] = field(default="on", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.retries < 0 or self.stop_after < 1:

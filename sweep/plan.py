@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sweep.accounting import count_params
 from sweep.config import Config, read_config, run_section
-from sweep.estimate import LOCAL_CPU, Machine, estimate_seconds, machine, read_measurements
+from sweep.estimate import LOCAL_CPU, Machine, estimate_seconds, launch_workers, machine, read_measurements
 from sweep.grid import compile_where, expand
 from sweep.ladder import describe, micro_batch, resolve_model
+from sweep.launcher import SlurmLauncher
 from sweep.resolve import resolve_optimizer, resolve_schedule, resolve_steps
 from sweep.schema import PF_DAY, InputError
 from sweep.spec import Execution, PlannedRun, RunSpec
+from sweep.stacking import group, in_order, seconds_to_end, stacks
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +29,7 @@ _LINE_START = re.compile(rb'\{"run_id": "([0-9a-f]{16})"')
 
 
 def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
-    """The runs of a composed sweep, in the grid's order; runs that several cells ask for appear once.
+    """The runs of a composed sweep with their stacks, in the grid's order; what several cells ask for appears once.
 
     Raises InputError, naming the cell, for what cannot be run, and where a block's filter leaves nothing.
     """
@@ -45,10 +47,31 @@ def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
                 raise InputError(f"{error}" + (f" (grid block {name}: {said})" if said else "")) from error
             if keep is None or keep(_where_values(planned)):
                 kept += 1
-                runs.setdefault(planned.run_id, planned)
+                earlier = runs.get(planned.run_id)
+                if earlier is None or block.priority < earlier.priority:
+                    runs[planned.run_id] = dataclasses.replace(planned, priority=block.priority)
         if not kept:
             raise InputError(f"grid.blocks.{name} has no run: its where, {block.where!r}, keeps none of its cells")
-    return list(runs.values())
+    return _stacked(list(runs.values()), typed, target, measurements)
+
+
+def _stacked(
+    runs: list[PlannedRun], config: Config, target: Machine, measurements: dict[str, float]
+) -> list[PlannedRun]:
+    """The runs with their stacks, where the launcher makes any, and the times of those."""
+    launcher = config.launcher
+    if launcher.stack == "off":
+        return runs
+    packed = 60.0 * launcher.pack_minutes if isinstance(launcher, SlurmLauncher) else 0.0
+    keep_micro = config.execution.micro_batch is not None
+    runs = group(runs, launch_workers(launcher), target, packed, keep_micro)
+    costs = {}
+    for members in stacks(runs):
+        if len(members) > 1:
+            shares, measured = estimate_seconds(members, target, measurements)
+            for run, seconds in zip(members, shares, strict=True):
+                costs[run.run_id] = run.costs | {"seconds": seconds, "measured": float(measured)}
+    return [dataclasses.replace(run, costs=costs[run.run_id]) if run.run_id in costs else run for run in runs]
 
 
 def plan_one(config: dict[str, Any]) -> PlannedRun:
@@ -76,7 +99,7 @@ def _plan_run(config: Config, run: dict[str, Any], target: Machine, measurements
         weight_average=scalars.weight_average,
     )
     planned = PlannedRun(spec, config.source, _execution(config.execution, spec, target.device))
-    seconds, measured = estimate_seconds(planned, target, measurements)
+    [seconds], measured = estimate_seconds([planned], target, measurements)
     costs = {
         "params": float(params),
         "tokens": float(spec.tokens),
@@ -186,10 +209,9 @@ def _parse(line: bytes, where: str) -> PlannedRun:
 
 
 def plan_totals(runs: list[PlannedRun], workers: int = 1, target: Machine = LOCAL_CPU) -> dict[str, Any]:
-    """Totals of a plan for `target`: runs, tokens, FLOPs, PF-days, worker-seconds, wall seconds on `workers`, and what
-    the time rests on."""
-    seconds = sum(run.costs["seconds"] for run in runs)
-    longest = max((run.costs["seconds"] for run in runs), default=0.0)
+    """Totals of a plan for `target`: runs, stacks of several, tokens, FLOPs, PF-days, worker-seconds, wall seconds on
+    `workers` that take the stacks in turn, and what the time rests on."""
+    items = [sum(run.costs["seconds"] for run in members) for members in in_order(runs)]
     flops = sum(run.costs["flops"] for run in runs)
     measured = sum(bool(run.costs["measured"]) for run in runs)
     basis = "measured on this machine"
@@ -199,12 +221,14 @@ def plan_totals(runs: list[PlannedRun], workers: int = 1, target: Machine = LOCA
         basis = f"{measured} of {len(runs)} runs measured on this machine, the others {basis}"
     return {
         "runs": len(runs),
+        "stacks": len({run.stack for run in runs} - {None}),
+        "stacked_runs": sum(run.stack is not None for run in runs),
         "tokens": sum(run.costs["tokens"] for run in runs),
         "flops": flops,
         "pf_days": flops / PF_DAY,
-        "worker_seconds": seconds,
+        "worker_seconds": sum(items),
         "workers": workers,
-        "wall_seconds": max(longest, seconds / workers),
+        "wall_seconds": seconds_to_end(items, workers),
         "time_basis": basis,
     }
 
@@ -221,6 +245,9 @@ def plan_table(runs: list[PlannedRun]) -> Table:
     table.add_column("shape", no_wrap=True)
     for heading in ("N", "batch", "D", "steps", "lr", "seed", "FLOPs", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
+    stacked = any(run.stack is not None for run in runs)
+    if stacked:
+        table.add_column("stack", justify="right", no_wrap=True)
     for run in [*runs[: LISTED // 2], *runs[-(LISTED // 2) :]] if left_out else runs:
         spec, costs = run.spec, run.costs
         table.add_row(
@@ -234,6 +261,7 @@ def plan_table(runs: list[PlannedRun]) -> Table:
             str(spec.seed),
             f"{costs['flops']:.2e}",
             duration(costs["seconds"]),
+            *(["" if run.stack is None else str(run.stack)] if stacked else []),
         )
     return table
 

@@ -17,6 +17,8 @@ from sweep.record import damage, read_execution, read_status
 from sweep.run_dir import run_dir
 from sweep.schema import MANIFEST_FILE, PLAN_FILE, RUNS_DIR, InputError
 from sweep.spec import DataSpec, Execution, PlannedRun, Source
+from sweep.stacking import expected_cost as expected_cost
+from sweep.stacking import in_order
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class Frozen:
         return self.corpora[planned.data_hash or ""]
 
     def unfinished(self) -> list[PlannedRun]:
-        """Runs without a result yet (planned, running, failed), the longest first."""
+        """Runs without a result yet (planned, running, failed) as they start: by priority, then the longest stacks
+        first, the members of a stack together."""
         left = [run for run in self.runs if not has_result(self.run_dir(run))]
-        return sorted(left, key=expected_cost, reverse=True)
+        return [run for members in in_order(left) for run in members]
 
 
 def recorded_status(run_dir: Path) -> str:
@@ -52,13 +55,9 @@ def has_result(run_dir: Path) -> bool:
     return recorded_status(run_dir) in FINISHED and damage(run_dir) is None
 
 
-def expected_cost(planned: PlannedRun) -> float:
-    """Estimated seconds where the plan knows them, else FLOPs; only the order matters."""
-    return planned.costs.get("seconds") or planned.costs.get("flops", 0.0)
-
-
-def freeze(sweep_dir: Path, runs: list[PlannedRun], progress: bool = False) -> Frozen:
+def freeze(sweep_dir: Path, runs: list[PlannedRun], progress: bool = False, stack: bool = True) -> Frozen:
     """Check `runs` against the plan in `sweep_dir`, make the token files, and write the plan at the first start.
+    Stacks stay as they were planned then; without `stack` their runs go on one by one.
 
     Raises InputError where the directory belongs to another plan, where the text is no longer the one the sweep
     started on, or where the text is too small for a run. Nothing is written in these cases.
@@ -68,7 +67,7 @@ def freeze(sweep_dir: Path, runs: list[PlannedRun], progress: bool = False) -> F
     path = sweep_dir / PLAN_FILE
     earlier = read_plan(path) if path.exists() else None
     if earlier is not None:
-        runs = _same_runs(sweep_dir, earlier, runs)
+        runs = _same_runs(sweep_dir, earlier, runs, stack)
     runs, corpora = on_text(sweep_dir, runs, progress)
     if earlier is None:
         sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def freeze(sweep_dir: Path, runs: list[PlannedRun], progress: bool = False) -> F
     return Frozen(sweep_dir, runs, corpora)
 
 
-def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun]) -> list[PlannedRun]:
+def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun], stack: bool) -> list[PlannedRun]:
     new = {run.run_id: run for run in runs}
     old = {run.run_id for run in earlier}
     if set(new) != old:
@@ -85,10 +84,13 @@ def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun
             f"{len(set(new) - old)} of this one not in it); set sweep_dir to a new folder, or repeat its own command, "
             f"which {RUNS_DIR}/*/{MANIFEST_FILE} holds as argv"
         )
-    return [_onward(run, new[run.run_id]) for run in earlier]
+    return [_onward(run, new[run.run_id], stack) for run in earlier]
 
 
-def _onward(earlier: PlannedRun, new: PlannedRun) -> PlannedRun:
+def _onward(earlier: PlannedRun, new: PlannedRun, stack: bool) -> PlannedRun:
+    if earlier.stack is not None and not stack:  # by itself it takes the micro-batch of a run by itself
+        execution = dataclasses.replace(earlier.execution, micro_batch=new.execution.micro_batch)
+        return dataclasses.replace(earlier, source=new.source, execution=execution, stack=None)
     return dataclasses.replace(earlier, source=new.source, execution=_execution(earlier.execution, new.execution))
 
 

@@ -74,7 +74,8 @@ def resubmit(argv: list[str]) -> int:
             if cancelled := state.counts.get("cancelled"):
                 print(f"{_count(cancelled, 'run')} cancelled, which the sweep's own command submits again")
             return 0
-        frozen = freeze(sweep_dir, read_plan(sweep_dir / PLAN_FILE), progress=sys.stdout.isatty())
+        plan, shown = read_plan(sweep_dir / PLAN_FILE), sys.stdout.isatty()
+        frozen = freeze(sweep_dir, plan, shown, stack=launcher.stack == "on")
         _submit(frozen, [run for run in frozen.runs if run.run_id in again], launcher, tracking)
     return 0
 
@@ -164,12 +165,13 @@ def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> I
 
 def planned_jobs(runs: list[PlannedRun], launcher: SlurmLauncher) -> str:
     """One line: the jobs that a submission of the whole plan would be, and what they would be charged."""
-    from sweep.launch.slurm.packing import pack
+    from sweep.launch.slurm.packing import pack_runs
     from sweep.launch.slurm.resources import START_UP_SECONDS, time_limit
 
-    packs = pack(runs, lambda run: run.costs["seconds"], 60.0 * launcher.pack_minutes)
-    lengths = [START_UP_SECONDS + sum(run.costs["seconds"] for run in members) for members in packs]
-    minutes = time_limit(launcher, lengths[0] - START_UP_SECONDS)
+    seconds = {run.run_id: run.costs["seconds"] for run in runs}
+    packs = [members for level in pack_runs(runs, seconds, 60.0 * launcher.pack_minutes) for members in level]
+    lengths = [START_UP_SECONDS + sum(seconds[run.run_id] for run in members) for members in packs]
+    minutes = time_limit(launcher, max(lengths) - START_UP_SECONDS)
     number, kind = launcher.gpus_per_run, "GPU"
     if not number:
         number, kind = launcher.ranks_per_run * launcher.threads, "CPU"

@@ -27,7 +27,7 @@ def plan(argv: list[str]) -> int:
     if config is None:
         return 0
     from sweep.config import read_config
-    from sweep.estimate import machine, plan_workers
+    from sweep.estimate import launch_workers, machine
     from sweep.launcher import SlurmLauncher
     from sweep.plan import duration, plan_sweep, plan_table, plan_totals
     from sweep.verbs import cluster
@@ -42,18 +42,15 @@ def plan(argv: list[str]) -> int:
         measure(runs, devices(config["launcher"]["device"])[0], report=lambda line: print(line, file=sys.stderr))
         runs = plan_sweep(config)
     launcher = read_config(config).launcher
-    if isinstance(launcher, SlurmLauncher):
-        workers = launcher.parallel
-    else:
-        workers = plan_workers(launcher.device, launcher.threads) if launcher.workers == "auto" else launcher.workers
-    totals = plan_totals(runs, workers, machine(launcher))
+    totals = plan_totals(runs, launch_workers(launcher), machine(launcher))
     if options.json:
         write_json(options.json, {"runs": [run.to_dict() for run in runs], "totals": totals})
         if str(options.json) == "-":
             return 0
     print_table(plan_table(runs))
+    together = f" ({totals['stacked_runs']} in {totals['stacks']} stacks)" if totals["stacks"] else ""
     print(
-        f"\n{totals['runs']} runs, {totals['tokens']:.3g} tokens, {totals['flops']:.3g} FLOP = "
+        f"\n{totals['runs']} runs{together}, {totals['tokens']:.3g} tokens, {totals['flops']:.3g} FLOP = "
         f"{totals['pf_days']:.3g} PF-days; about {duration(totals['wall_seconds'])} on {totals['workers']} workers "
         f"({totals['time_basis']})"
     )
@@ -93,7 +90,7 @@ def sweep(argv: list[str]) -> int:
     runs = plan_sweep(config)
     sweep_dir = Path(config["sweep_dir"]).expanduser()
     with hold(sweep_dir, "sweep"):
-        frozen = freeze(sweep_dir, runs, progress=sys.stdout.isatty())
+        frozen = freeze(sweep_dir, runs, progress=sys.stdout.isatty(), stack=launcher.stack == "on")
         if isinstance(launcher, SlurmLauncher):
             cluster.sweep(frozen, launcher, typed.tracking)
         else:

@@ -100,7 +100,8 @@ def test_an_edited_plan_is_refused(commands: Commands) -> None:
 
 
 def test_what_is_left_is_ordered_longest_first(commands: Commands) -> None:
-    runs = commands.plan("grid.blocks.run.product.batch_tokens=[128,256,512,1024]", "horizon.steps=20")
+    batches = "grid.blocks.run.product.batch_tokens=[128,256,512,1024]"
+    runs = commands.plan(batches, "horizon.steps=20", "launcher.stack=off")
     statuses = ["done", "running", "failed"]
     frozen = Frozen(commands.folder / "out", runs, {})
     for run, status in zip(runs, statuses, strict=False):

@@ -3,8 +3,11 @@ dominate; jobs of about one length side by side, so that their time limit fits t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
+
+from sweep.spec import PlannedRun
+from sweep.stacking import stacks
 
 T = TypeVar("T")
 
@@ -27,6 +30,22 @@ def pack(items: Iterable[T], seconds: Callable[[T], float], limit: float) -> lis
             groups.append([item])
             filled = seconds(item)
     return sorted(groups, key=lambda group: sum(map(seconds, group)), reverse=True)
+
+
+def pack_runs(runs: Sequence[PlannedRun], seconds: Mapping[str, float], limit: float) -> list[list[list[PlannedRun]]]:
+    """The jobs of `runs`, of so many `seconds` by run_id, for each priority, the lowest first: `pack` of stacks, whose
+    runs stay in one job, one after another."""
+    levels: dict[int, list[list[PlannedRun]]] = {}
+    for members in stacks(runs):
+        levels.setdefault(min(run.priority for run in members), []).append(members)
+
+    def together(members: Sequence[PlannedRun]) -> float:
+        return sum(seconds[run.run_id] for run in members)
+
+    return [
+        [[run for members in job for run in members] for job in pack(level, together, limit)]
+        for _, level in sorted(levels.items())
+    ]
 
 
 def arrays(items: Sequence[T], minutes: Callable[[T], int], size: int) -> list[Sequence[T]]:

@@ -16,7 +16,7 @@ from sweep.config import TrackingConfig
 from sweep.estimate import estimate_seconds, machine
 from sweep.launch.freeze import Frozen
 from sweep.launch.slurm.job import Pack
-from sweep.launch.slurm.packing import arrays, pack, shares
+from sweep.launch.slurm.packing import arrays, pack_runs, shares
 from sweep.launch.slurm.queue import live_elements
 from sweep.launch.slurm.resources import ask_cluster, check_path, sbatch_parameters, time_limit
 from sweep.launch.slurm.snapshot import take_snapshot
@@ -36,6 +36,7 @@ from sweep.launcher import SlurmLauncher
 from sweep.plan import plan_offsets
 from sweep.schema import PLAN_FILE, InputError
 from sweep.spec import PlannedRun
+from sweep.stacking import stacks
 
 
 def submit(
@@ -54,23 +55,27 @@ def submit(
     if not runs:
         return None
     target = machine(launcher)
-    seconds = {run.run_id: estimate_seconds(run, target, {})[0] for run in runs}
-    packs = pack(runs, lambda run: seconds[run.run_id], 60.0 * launcher.pack_minutes)
+    seconds: dict[str, float] = {}
+    for members in stacks(runs):
+        shares, _ = estimate_seconds(members, target, {})
+        seconds |= zip([run.run_id for run in members], shares, strict=True)
+    levels = pack_runs(runs, seconds, 60.0 * launcher.pack_minutes)
 
     def minutes(members: Sequence[PlannedRun]) -> int:
         return time_limit(launcher, sum(seconds[run.run_id] for run in members))
 
+    most = max(minutes(packs[0]) for packs in levels)
     code = take_snapshot(frozen.sweep_dir, launcher.allow_dirty)
     number = reserve(frozen.sweep_dir)
     folder = job_folder(frozen.sweep_dir, number)
-    parameters = sbatch_parameters(launcher, minutes(packs[0]), frozen.sweep_dir.name, Path(code["path"]), folder)
+    parameters = sbatch_parameters(launcher, most, frozen.sweep_dir.name, Path(code["path"]), folder)
     _forget_stops(frozen, runs)
     submission = Submission(
         number=number,
         submitted=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         command=tuple(argv),
         elements=(),
-        minutes=minutes(packs[0]),
+        minutes=most,
         resources={key: value for key, value in parameters.items() if key not in ("setup", "teardown")},
         code=code,
         settings={"launcher": dataclasses.asdict(launcher), "tracking": dataclasses.asdict(tracking)},
@@ -87,7 +92,7 @@ def submit(
             minutes=limit,
         )
 
-    found = arrays(packs, minutes, cluster.array_size)
+    found = [array for packs in levels for array in arrays(packs, minutes, cluster.array_size)]
     jobs = [[job(members, minutes(array[0])) for members in array] for array in found]
     return _send(frozen.sweep_dir, submission, jobs, seconds, launcher, parameters)
 

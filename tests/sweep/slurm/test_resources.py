@@ -13,7 +13,7 @@ import pytest
 
 from sweep.compose import compose
 from sweep.config import read_config
-from sweep.estimate import CPU_RATE, PEAK, USEFUL, Machine, estimate_seconds, machine
+from sweep.estimate import CPU_RATE, PEAK, USEFUL, Machine, estimate_seconds, machine, measurement_key, stack_phases
 from sweep.launch.slurm.resources import (
     LEAST_MINUTES,
     START_UP_SECONDS,
@@ -27,6 +27,7 @@ from sweep.launch.slurm.resources import (
 from sweep.launcher import LocalLauncher, SlurmLauncher
 from sweep.plan import plan_sweep, plan_totals
 from sweep.schema import InputError
+from sweep.stacking import stacks
 
 
 def launcher(*overrides: str) -> SlurmLauncher:
@@ -57,9 +58,11 @@ def test_a_plan_is_for_the_nodes_and_not_for_this_machine(
     assert not found.here
     given = ["experiment=quick", "launcher=slurm", *(f"launcher.{text}" for text in overrides)]
     runs = plan_sweep(compose("sweep", given))
-    assert all((run.execution.micro_batch is None) == (found.device == "cuda") for run in runs)
-    seconds = {run.run_id: run.costs["seconds"] for run in runs}
-    assert seconds == {run.run_id: estimate_seconds(run, found, {})[0] for run in runs}
+    alone = found.device == "cuda" and found.ranks > 1
+    assert all((run.execution.micro_batch is None) == (run.stack is None and found.device == "cuda") for run in runs)
+    assert all(run.stack is None for run in runs) or not alone
+    for members in stacks(runs):
+        assert [run.costs["seconds"] for run in members] == estimate_seconds(members, found, {})[0]
     said = plan_totals(runs, 64, found)["time_basis"]
     assert "launcher.flops_per_s" in said
     assert (f"over {found.ranks} ranks" in said) == (found.ranks > 1)
@@ -68,11 +71,10 @@ def test_a_plan_is_for_the_nodes_and_not_for_this_machine(
 def test_measurements_of_this_machine_count_only_for_it(plan_tiny: Any) -> None:
     run = plan_tiny(execution={"micro_batch": 4})
     there, here = Machine("cpu", "cpu", here=False), Machine("cpu", "cpu")
-    from sweep.estimate import measurement_key
-
-    known = {measurement_key(run, "cpu"): 100.0}
-    assert estimate_seconds(run, here, known)[1]
-    assert not estimate_seconds(run, there, known)[1]
+    [phase] = stack_phases([run])
+    known = {measurement_key(run, phase, "cpu"): 100.0}
+    assert estimate_seconds([run], here, known)[1]
+    assert not estimate_seconds([run], there, known)[1]
 
 
 def test_arithmetic_is_shared_by_ranks_and_goes_with_the_rate() -> None:
@@ -81,9 +83,12 @@ def test_arithmetic_is_shared_by_ranks_and_goes_with_the_rate() -> None:
             "sweep", ["launcher=slurm", "grid=single", "model.shape=12x768", "batch_tokens=524288", "precision=bf16"]
         )
     )[:1]
-    one = estimate_seconds(run, Machine("cuda", "a100"), {})[0]
-    assert estimate_seconds(run, Machine("cuda", "a100", ranks=4), {})[0] == pytest.approx(one / 4, rel=0.15)
-    assert estimate_seconds(run, Machine("cuda", "h100"), {})[0] < one / 2
+    [[one], [shared], [faster]] = (
+        estimate_seconds([run], found, {})[0]
+        for found in (Machine("cuda", "a100"), Machine("cuda", "a100", ranks=4), Machine("cuda", "h100"))
+    )
+    assert shared == pytest.approx(one / 4, rel=0.15)
+    assert faster < one / 2
     fast = Machine("cuda", "gpu", flops_per_s=1e18)
     assert fast.flops_per_second("bf16", 1) == 1e18
     assert Machine("cuda", "h100").flops_per_second("bf16", 1) == USEFUL * PEAK["h100"]["bf16"]
