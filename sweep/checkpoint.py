@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, verified when read, the newest valid one used. Nothing is unpickled.
 
 A checkpoint is step-N-aA.json, of attempt A at the run, with one file of tensors beside it or, where every rank holds a
-part of the state, one a rank: step-N-aA-RofS.safetensors. The JSON file names them with their hashes and says which
+part of the state, one a rank: step-N-aA-RofS.safetensors. One that was made K sequences into the batch of the step
+after N is step-N+K-aA. The JSON file names them with their hashes and says which
 pieces of the state's vectors each one holds, so that any number of ranks can read it. It comes last: with it the
 checkpoint exists. The one before is kept until the next.
 """
@@ -33,8 +34,9 @@ from sweep.world import SINGLE, World
 
 KEPT = 2
 CORRUPT = ".corrupt"
-NAME = re.compile(r"step-(\d+)-a(\d+)")
+NAME = re.compile(r"step-(\d+)(?:\+(\d+))?-a(\d+)")
 
+Position = tuple[int, int]  # steps done, and sequences of the next one's batch
 Pieces = list[tuple[int, int]]  # [start, stop) of the state's vectors, ascending
 
 log = logging.getLogger(__name__)
@@ -104,14 +106,16 @@ def save(
     lease: Lease | None = None,
     world: World = SINGLE,
     share: Share | None = None,
+    into: int = 0,
 ) -> None:
-    """Write the checkpoint of `step` to `folder` and remove all but the newest two. Every rank calls it.
+    """Write the checkpoint of `step`, or `into` sequences beyond it, to `folder` and remove all but the newest two.
+    Every rank calls it.
 
     `tensors` (whole), `meta` and `lease` are rank 0's and passed over on the others; `share` is each rank's own. On
     every rank raises LeaseLost where a later attempt has taken over, and OSError, naming the path, where a rank cannot
     write: then nothing of it remains.
     """
-    stem = f"step-{step}-a{world.broadcast(lease.number if lease else 0)}"
+    stem = f"step-{step}{f'+{into}' if into else ''}-a{world.broadcast(lease.number if lease else 0)}"
     data = folder / (f"{stem}.safetensors" if share is None else f"{stem}-{world.rank}of{world.size}.safetensors")
     vectors = share.vectors if share else {}
     pieces = share.pieces if share else []
@@ -137,11 +141,17 @@ def save(
         raise
 
 
-def load_newest(folder: Path, world: World = SINGLE, note: Callable[[str], None] | None = None) -> Checkpoint | None:
-    """The newest valid checkpoint, or None. Every rank calls it and gets the same one, the ranks having shared the
-    checking of its files. A damaged one is named in a warning (and given to `note`, on rank 0), set aside as *.corrupt,
-    and the one before is used."""
-    for name in world.first(lambda: [path.name for path in _newest_first(folder)]):
+def load_newest(
+    folder: Path,
+    world: World = SINGLE,
+    note: Callable[[str], None] | None = None,
+    wanted: Callable[[Position], bool] = lambda _: True,
+) -> Checkpoint | None:
+    """The newest valid checkpoint at a `wanted` position, or None. Every rank calls it and gets the same one, the ranks
+    having shared the checking of its files. A damaged one is named in a warning (and given to `note`, on rank 0), set
+    aside as *.corrupt, and the one before is used."""
+    found = world.first(lambda: [path.name for path in _newest_first(folder) if wanted(_position(path))])
+    for name in found:
         index = folder / name
         problems = [p for p in world.each(partial(_problem, index, world)) if p]
         if not problems:
@@ -178,15 +188,21 @@ def _clean(folder: Path, lease: Lease | None) -> None:
     kept = {path.stem for path in _newest_first(folder)[:KEPT]}
     for path in folder.iterdir():
         found = NAME.match(path.name)
-        newer = found and lease and int(found[2]) > lease.number
+        newer = found and lease and int(found[3]) > lease.number
         if not newer and path.suffix != CORRUPT and (found[0] if found else None) not in kept:
             path.unlink(missing_ok=True)
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints' JSON files, by step and then by attempt."""
-    found = [(match, path) for path in folder.glob("step-*.json") if (match := NAME.fullmatch(path.stem))]
-    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])), reverse=True)]
+    """The checkpoints' JSON files, by position and then by attempt."""
+    found = [path for path in folder.glob("step-*.json") if NAME.fullmatch(path.stem)]
+    return sorted(found, key=lambda path: (_position(path), int(path.stem.rpartition("-a")[2])), reverse=True)
+
+
+def _position(path: Path) -> Position:
+    """Of the checkpoint of this JSON file."""
+    step, into, _ = NAME.match(path.stem).groups()  # type: ignore[union-attr]
+    return int(step), int(into or 0)
 
 
 def _problem(index: Path, world: World) -> str | None:

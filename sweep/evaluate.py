@@ -14,6 +14,7 @@ from sweep.world import SINGLE, World
 
 DECADES = 2.5  # the curve spans the last so many decades of the run's tokens
 TAIL = 0.1  # share of the steps at the end that is evaluated more densely
+TOKENS = 2048  # in one batch of them on a CPU, whose caches it should not exceed
 LOGITS = 2**24  # numbers in one batch of logits
 
 
@@ -34,25 +35,27 @@ def evaluation_steps(spec: RunSpec, execution: Execution) -> list[int]:
 
 @torch.no_grad()
 def evaluate(
-    logits: Callable[[Tensor], Tensor], sequences: Tensor, model: ModelSpec, world: World = SINGLE
-) -> tuple[float, float | None]:
-    """Mean loss in nats per token over `sequences` [n, n_ctx + 1], and its standard error over them (None for n = 1),
-    by `logits` (see sweep.learner). The ranks of `world` take a share each and all return the same.
+    logits: Callable[[Tensor], Tensor], sequences: Tensor, model: ModelSpec, runs: int = 1, world: World = SINGLE
+) -> list[tuple[float, float | None]]:
+    """Of each of the `runs` that `logits` computes (see sweep.learner): its mean loss in nats per token over
+    `sequences` [n, n_ctx + 1], and that one's standard error over them (None for n = 1). The ranks of `world` take a
+    share each and all return the same.
 
     The standard error describes the choice of test text, which all runs share; it says nothing of seed noise.
     """
-    rows = max(1, min(2048 // model.n_ctx, LOGITS // (model.n_ctx * model.vocab_size)))
+    at_once = max(1, min(TOKENS // model.n_ctx, LOGITS // (model.n_ctx * model.vocab_size)) // runs)
     if sequences.device.type == "cuda":
-        rows = max(rows, LOGITS * 8 // (model.n_ctx * model.vocab_size))
+        at_once = max(at_once, LOGITS * 8 // (model.n_ctx * model.vocab_size * runs))
     share = world.share(len(sequences))
-    means = torch.zeros(len(sequences), dtype=torch.float64, device=sequences.device)
-    for start in range(share.start, share.start + -(-len(sequences) // world.size), rows):
-        batch = sequences[start : min(start + rows, share.stop)]
+    means = torch.zeros(runs, len(sequences), dtype=torch.float64, device=sequences.device)
+    for start in range(share.start, share.start + -(-len(sequences) // world.size), at_once):
+        batch = sequences[start : min(start + at_once, share.stop)]
         if not len(batch):  # the others have one left, and may need this rank to compute it
-            logits(sequences[:1, :-1])
+            logits(sequences[:1, :-1].expand(runs, -1, -1))
             continue
-        losses = token_losses(logits(batch[:, :-1]), batch[:, 1:].reshape(-1))
-        means[start : start + len(batch)] = losses.view(len(batch), -1).double().mean(1)
+        found = logits(batch[:, :-1].expand(runs, -1, -1)).flatten(0, 1)
+        losses = token_losses(found, batch[:, 1:].expand(runs, -1, -1).reshape(-1))
+        means[:, start : start + len(batch)] = losses.view(runs, len(batch), -1).double().mean(2)
     world.sum_(means)
-    error = float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else None
-    return float(means.mean()), error
+    errors = (means.std(1) / math.sqrt(len(sequences))).tolist() if len(sequences) > 1 else [None] * runs
+    return list(zip(means.mean(1).tolist(), errors, strict=True))

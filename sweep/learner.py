@@ -1,13 +1,14 @@
-"""What learns in a run: weights, their gradients, the optimiser and the average, on one device or on many.
+"""What learns in a stack of runs: weights, their gradients, the optimiser and the average, on one device or on many.
 
-`Learner` is what the rest of a run sees of it. A model that fits a device is a `Replicated` one, whose ranks hold the
-same state each; above `execution.shard_above` parameters the ranks of a `Sharded` one hold a part each. Both compute
-the same losses, gradients and updates, and read each other's checkpoints.
+`Learner` is what the rest of a stack sees of it. Models that fit a device are `Stacked`, one or several, with a leading
+run axis; where ranks share a run each of them holds the same state. Above `execution.shard_above` parameters the ranks
+of a `Sharded` one hold a part each. All compute the same losses, gradients and updates, and read each other's
+checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,17 +18,9 @@ from torch import Tensor
 from sweep.accounting import count_params
 from sweep.checkpoint import Checkpoint, Share
 from sweep.device import autocast
-from sweep.forward import Forward, Weights, forward_function, summed_loss
+from sweep.forward import forward_function, loss_function
 from sweep.model import initial_parameters
-from sweep.optimizer import (
-    FlatWeights,
-    clip,
-    make_optimizer,
-    moments,
-    optimizer_tensors,
-    restore_moments,
-    restore_optimizer,
-)
+from sweep.optimizer import FlatWeights, clip, make_optimizer, to_device
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
 from sweep.world import SINGLE, World
@@ -35,12 +28,11 @@ from sweep.world import SINGLE, World
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Logits = Callable[[Tensor], Tensor]  # tokens [sequences, n] -> logits [sequences * n, vocab_size]
-BatchLoss = Callable[[Weights, Tensor, Tensor, int], Tensor]
+Logits = Callable[[Tensor], Tensor]  # tokens [R, sequences, n] -> logits [R, sequences * n, vocab_size]
 
 
 class State(NamedTuple):
-    """What a checkpoint holds of a learner."""
+    """What a checkpoint holds of a run's learner."""
 
     tensors: dict[str, Tensor]  # whole; rank 0's
     numbers: dict[str, Any]
@@ -48,40 +40,48 @@ class State(NamedTuple):
 
 
 class Learner(Protocol):
-    """Every rank calls each method, with its share of the sequences."""
+    """Of runs in rows. Every rank calls each method, with its share of the sequences."""
 
-    lone_retry: bool  # whether a rank that ran out of memory can repeat `accumulate` without the others' knowing
+    lone_retry: bool  # whether a rank that ran out of memory can repeat a batch without the others' knowing
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, micro_batch: int) -> None:
-        """Set the gradients to those of this rank's share [sequences, n_ctx] of a batch, `micro_batch` at a time."""
+    def accumulate(self, tokens: Tensor, targets: Tensor) -> None:
+        """Add the gradients of these sequences [R, m, n_ctx] of each run's batch; m may be 0."""
 
-    def reduce(self) -> Tensor:
-        """Add the ranks' gradients up; returns the loss of the whole batch, on the device."""
+    def discard(self) -> None:
+        """Forget the gradients so far."""
 
-    def update(self, lr: float, averaging: float | None) -> Tensor:
-        """One step at the rate `lr`, and the average moved by the share `averaging` towards the new weights; returns
-        the norm of the gradients before clipping, on the device."""
+    def update(self, rows: slice, lr: Sequence[float], averaging: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """End the batches of the runs in `rows`: one step each at their rates `lr`, and their averages moved by the
+        shares `averaging` towards the new weights (1: the average is the last weights). Returns their batches' losses
+        and the norms of the gradients before clipping, [k] on the device."""
 
-    def evaluated(self) -> AbstractContextManager[Logits]:
-        """The logits under the weights that evaluations speak of: the average where one is kept, else the last."""
+    def evaluated(self, rows: Sequence[int]) -> AbstractContextManager[Logits]:
+        """The logits of these runs under the weights that evaluations speak of: the average where one is kept, else
+        the last."""
 
-    def gather(self) -> dict[str, Tensor]:
-        """Those weights by name, on the CPU: rank 0's result, empty on the others."""
+    def gather(self, row: int) -> dict[str, Tensor]:
+        """Those weights of one run by name, on the CPU: rank 0's result, empty on the others."""
 
-    def state(self) -> State:
-        """Everything that further steps depend on."""
+    def state(self, row: int) -> State:
+        """Everything that further steps of one run depend on."""
 
-    def restore(self, saved: Checkpoint, numbers: dict[str, Any]) -> None:
-        """Inverse of `state`, whatever learner on however many ranks left it."""
+    def restore(self, row: int, saved: Checkpoint, numbers: dict[str, Any]) -> None:
+        """Inverse of `state`, whatever learner on however many ranks left it. Gradients of a batch that was not ended
+        are left out where the ranks share it otherwise."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these runs only, in this order."""
 
 
-def make_learner(planned: PlannedRun, device: str, world: World = SINGLE) -> Learner:
-    """The learner of a fresh run, on this rank's `device`. Raises InputError where `is_sharded` does."""
-    if is_sharded(planned, world):
+def make_learner(runs: Sequence[PlannedRun], device: str, world: World = SINGLE) -> Learner:
+    """The learner of fresh runs of one shape, a row each, on this rank's `device`. Raises InputError where `is_sharded`
+    does."""
+    if is_sharded(runs[0], world):
         from sweep.sharded import Sharded
 
+        [planned] = runs
         return Sharded(planned, device, world)
-    return Replicated(planned, device, world)
+    return Stacked(runs, device, world)
 
 
 def is_sharded(planned: PlannedRun, world: World) -> bool:
@@ -97,52 +97,64 @@ def is_sharded(planned: PlannedRun, world: World) -> bool:
     return sharded
 
 
-class Replicated:
-    """The whole state on every rank; the ranks add their gradients up once a step.
+class Stacked:
+    """Models of one shape as one computation with a leading run axis, whole on every rank. The ranks of a run add their
+    gradients up once a step.
 
-    This is data parallelism as DistributedDataParallel has it, with one bucket. That class is not used because it
+    That is data parallelism as DistributedDataParallel has it, with one bucket. That class is not used because it
     averages over ranks that all have a share, while here shares are uneven or empty and the sum is what is wanted.
     """
 
     lone_retry = True
 
-    def __init__(self, planned: PlannedRun, device: str, world: World = SINGLE) -> None:
+    def __init__(self, runs: Sequence[PlannedRun], device: str, world: World = SINGLE) -> None:
         """At step 0."""
-        self.spec, self.world = planned.spec, world
-        self.flat = FlatWeights(initial_parameters(self.spec.model, self.spec.seed), device)
-        self.average = self.flat.values.clone() if self.spec.weight_average else None
-        self.optimizer = make_optimizer(self.spec.optimizer, self.flat)
-        self.forward = forward_function(self.spec.model, device)
-        self.autocast = autocast(self.spec.precision, device)
-        self.batch_loss = _batch_loss(self.forward)
-        if planned.execution.compile:
-            self.batch_loss = torch.compile(self.batch_loss, fullgraph=True, dynamic=False)
+        self.specs, self.world = [planned.spec for planned in runs], world
+        first = self.specs[0]
+        drawn = {seed: initial_parameters(first.model, seed) for seed in {spec.seed for spec in self.specs}}
+        self.flat = FlatWeights([drawn[spec.seed] for spec in self.specs], device)
+        self.average = self.flat.values.clone() if any(spec.weight_average for spec in self.specs) else None
+        self.optimizer = make_optimizer([spec.optimizer for spec in self.specs], self.flat)
+        self.forward = forward_function(first.model, device)
+        self.losses = loss_function(first.model, device)
+        if runs[0].execution.compile:
+            self.losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
+        self.autocast = autocast(first.precision, device)
+        self._fix()
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, micro_batch: int) -> None:
-        self.flat.totals.zero_()
-        for start in range(0, len(tokens), micro_batch):
-            part = slice(start, start + micro_batch)
-            with self.autocast:
-                loss = self.batch_loss(self.flat.weights, tokens[part], targets[part], self.spec.batch_tokens)
-            loss.backward()
-            self.flat.loss += loss.detach()
+    def _fix(self) -> None:
+        device = self.flat.values.device
+        self.loss = torch.zeros(len(self.specs), device=device)  # of the batches so far
+        self.scale = torch.tensor([1 / spec.batch_tokens for spec in self.specs], device=device)
 
-    def reduce(self) -> Tensor:
-        self.world.sum_(self.flat.totals)
-        return self.flat.loss.clone()
+    def accumulate(self, tokens: Tensor, targets: Tensor) -> None:
+        if not tokens.shape[1]:
+            return
+        with self.autocast:
+            losses = self.losses(self.flat.weights, tokens, targets) * self.scale
+        losses.sum().backward()
+        self.loss += losses.detach()
 
-    def update(self, lr: float, averaging: float | None) -> Tensor:
-        norm = clip(self.flat.gradients, self.spec.optimizer.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        if self.average is not None and averaging is not None:
-            self.average.lerp_(self.flat.values, averaging)
-        return norm
+    def discard(self) -> None:
+        self.flat.gradients.zero_()
+        self.loss.zero_()
+
+    @torch.no_grad()
+    def update(self, rows: slice, lr: Sequence[float], averaging: Sequence[float]) -> tuple[Tensor, Tensor]:
+        gradients = self.world.sum_(self.flat.gradients[rows])
+        losses = self.world.sum_(self.loss[rows].clone())
+        norms = clip(gradients, [spec.optimizer.grad_clip for spec in self.specs[rows]])
+        self.optimizer.step(rows, lr)
+        if self.average is not None:
+            moved, values = self.average[rows], self.flat.values[rows]
+            moved.lerp_(values, to_device(averaging, values.device)[:, None])
+        gradients.zero_()
+        self.loss[rows] = 0
+        return losses, norms
 
     @contextmanager
-    def evaluated(self) -> Iterator[Logits]:
-        weights = self._evaluated_weights()
+    def evaluated(self, rows: Sequence[int]) -> Iterator[Logits]:
+        weights = self._evaluated_weights(rows)
 
         def logits(tokens: Tensor) -> Tensor:
             with self.autocast:
@@ -150,39 +162,44 @@ class Replicated:
 
         yield logits
 
-    def gather(self) -> dict[str, Tensor]:
-        return {} if self.world.rank else {name: w.detach().cpu() for name, w in self._evaluated_weights().items()}
+    def _evaluated_weights(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        values = self.flat.values if self.average is None else self.average
+        return self.flat.views(values if list(rows) == list(range(len(values))) else values[list(rows)])
 
-    def state(self) -> State:
+    def gather(self, row: int) -> dict[str, Tensor]:
+        if self.world.rank:
+            return {}
+        return {name: weight[0].cpu() for name, weight in self._evaluated_weights([row]).items()}
+
+    def state(self, row: int) -> State:
         if self.world.rank:
             return State({}, {}, None)
-        tensors: dict[str, Tensor] = {"weights": self.flat.values}
-        if self.average is not None:
-            tensors["average"] = self.average
-        if isinstance(self.optimizer, torch.optim.AdamW):
-            vectors, step = moments(self.optimizer)
-            return State(tensors | vectors | step, {}, None)
-        factored, numbers = optimizer_tensors(self.optimizer)
-        return State(tensors | factored, numbers, None)
+        tensors = {"weights": self.flat.values[row]}
+        if self.average is not None and self.specs[row].weight_average:
+            tensors["average"] = self.average[row]
+        found, numbers = self.optimizer.state(row)
+        if self.world.size == 1:
+            tensors |= {"gradients": self.flat.gradients[row], "loss": self.loss[row]}
+        return State(tensors | found, numbers, None)
 
-    def restore(self, saved: Checkpoint, numbers: dict[str, Any]) -> None:
-        self.flat.values.copy_(saved.tensor("weights"))
+    @torch.no_grad()
+    def restore(self, row: int, saved: Checkpoint, numbers: dict[str, Any]) -> None:
+        self.flat.values[row] = saved.tensor("weights")
         if self.average is not None:
-            self.average.copy_(saved.tensor("average"))
+            self.average[row] = saved.tensor("average" if self.specs[row].weight_average else "weights")
         stored = {name: saved.tensor(name) for name in saved.names() if name.startswith("optimizer.")}
-        if not isinstance(self.optimizer, torch.optim.AdamW):
-            restore_optimizer(self.optimizer, stored | numbers)
-        elif stored:
-            restore_moments(self.optimizer, stored, stored["optimizer.step"])
+        if stored or numbers:
+            self.optimizer.restore(row, stored | numbers)
+        if self.world.size == 1 and "gradients" in saved:
+            self.flat.gradients[row] = saved.tensor("gradients")
+            self.loss[row] = saved.tensor("loss")
 
-    def _evaluated_weights(self) -> Weights:
-        return self.flat.weights if self.average is None else self.flat.views(self.average)
-
-
-def _batch_loss(forward: Forward) -> BatchLoss:
-    """The share of a batch's mean loss that some of its sequences contribute: their sum over all its tokens."""
-
-    def batch_loss(weights: Weights, tokens: Tensor, targets: Tensor, batch_tokens: int) -> Tensor:
-        return summed_loss(forward(weights, tokens), targets.reshape(-1)) / batch_tokens
-
-    return batch_loss
+    def keep(self, rows: Sequence[int]) -> None:
+        loss, kept = self.loss, list(rows)
+        self.specs = [self.specs[row] for row in kept]
+        self.flat.keep(kept)
+        self.optimizer.keep(kept)
+        if self.average is not None:
+            self.average = self.average[kept]
+        self._fix()
+        self.loss.copy_(loss[kept])

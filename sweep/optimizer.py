@@ -1,16 +1,18 @@
-"""Parameters, gradients and optimiser of one run.
+"""Optimisers of stacked runs, on the flat vectors that hold each run's parameters and gradients.
 
-All parameters of a run are views into one vector, and their gradients views into another: the norm, the clipping, the
-update and the average of the weights are then one operation each instead of one for every matrix.
+An update concerns some neighbouring rows, since runs of different batch sizes are due at different times; every row has
+its own rate, betas, decay and count of updates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
 
 from sweep.spec import OptimizerSpec
 
@@ -20,28 +22,37 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class FlatWeights:
-    """Named parameters as leaf views `weights` of the vector `values`, with gradients in the vector `gradients`.
+    """The named parameters of R runs as leaf views `weights`, [R, *shape], of the rows of `values` [R, P], with
+    gradients in the rows of `gradients` [R, P].
 
-    Matrices come first, so that `values[:decayed]` is what weight decay applies to. `loss` is a number beside the
-    gradients: with them it makes up `totals`, what the ranks of a run add up.
+    Matrices come first, so that `values[:, :decayed]` is what weight decay applies to.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], device: str) -> None:
-        """Copies `parameters` to `device` in float32; order within matrices and vectors is kept."""
-        ordered = matrices_first(parameters.items())
-        self.shapes = {name: parameter.shape for name, parameter in ordered}
-        self.decayed = sum(parameter.numel() for _, parameter in ordered if parameter.ndim >= 2)
-        self.values = torch.cat([p.detach().reshape(-1).float() for _, p in ordered]).to(device)
-        self.totals = torch.zeros(len(self.values) + 1, device=device)
-        self.gradients, self.loss = self.totals[:-1], self.totals[-1]
-        self.weights = {name: view.requires_grad_() for name, view in self.views(self.values).items()}
+    def __init__(self, runs: Sequence[Mapping[str, Tensor]], device: str) -> None:
+        """Copies the parameters of each run to `device` in float32; order within matrices and vectors is kept."""
+        ordered = [matrices_first(parameters.items()) for parameters in runs]
+        self.shapes = {name: parameter.shape for name, parameter in ordered[0]}
+        self.decayed = sum(shape.numel() for shape in self.shapes.values() if len(shape) >= 2)
+        rows = [torch.cat([p.detach().reshape(-1).float() for _, p in parameters]) for parameters in ordered]
+        self._hold(torch.stack(rows).to(device))
+
+    def _hold(self, values: Tensor) -> None:
+        self.values, self.gradients = values, torch.zeros_like(values)
+        self.weights = {name: view.requires_grad_() for name, view in self.views(values).items()}
         for name, view in self.views(self.gradients).items():
             self.weights[name].grad = view
 
-    def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """`vector`, of the length of `values`, as named tensors that share its memory."""
-        pieces = vector.detach().split([shape.numel() for shape in self.shapes.values()])
-        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+    def views(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows like those of `values`, [k, P], as named tensors [k, *shape] that share their memory."""
+        pieces = rows.detach().split([shape.numel() for shape in self.shapes.values()], dim=1)
+        named = zip(self.shapes.items(), pieces, strict=True)
+        return {name: piece.unflatten(1, shape) for (name, shape), piece in named}
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Hold these rows only, in this order, with gradients as they were."""
+        gradients = self.gradients[list(rows)]
+        self._hold(self.values[list(rows)])
+        self.gradients.copy_(gradients)
 
 
 def matrices_first(parameters: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
@@ -49,105 +60,178 @@ def matrices_first(parameters: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
     return sorted(parameters, key=lambda item: item[1].ndim < 2)
 
 
-def make_optimizer(spec: OptimizerSpec, flat: FlatWeights) -> torch.optim.Optimizer:
-    """AdamW on the two parts of the vector, or Adafactor on the matrices and vectors one by one.
+class Optimizer(Protocol):
+    """What changes the values of FlatWeights."""
 
-    Adafactor (Shazeer & Stern 2018) with external rates: no scaling by the parameter's size, updates clipped at root
-    mean square 1, second moments factored with decay 1 - t^-0.8, first moment only where beta1 > 0.
+    def step(self, rows: slice, lr: Sequence[float]) -> None:
+        """Update the runs of `rows` at rates `lr`. The gradients may be used up."""
+
+    def state(self, row: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What further steps of one run depend on: tensors and plain numbers."""
+
+    def restore(self, row: int, saved: Mapping[str, Any]) -> None:
+        """Inverse of `state`: `saved` holds its tensors and numbers, nothing before the first step."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Follow FlatWeights.keep."""
+
+
+def make_optimizer(specs: Sequence[OptimizerSpec], flat: FlatWeights) -> Optimizer:
+    """The optimiser of runs with these settings, one a row; Adafactor takes one run only."""
+    if specs[0].name == "adamw":
+        return AdamW(specs, flat)
+    [spec] = specs
+    return Adafactor(spec, flat)
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2) on rows.
+
+    As torch.optim.AdamW computes it, which takes one rate and one pair of betas for all it updates, and imports torch's
+    compiler when it is made.
     """
-    if spec.name == "adamw":
-        parts = flat.values[: flat.decayed], flat.values[flat.decayed :]
-        parts[0].grad, parts[1].grad = flat.gradients[: flat.decayed], flat.gradients[flat.decayed :]
-        return adamw(spec, *([part] for part in parts))
-    from transformers.optimization import Adafactor
 
-    matrices, vectors = ([w for w in flat.weights.values() if (w.ndim < 2) == small] for small in (False, True))
-    return Adafactor(
-        _groups(matrices, vectors, spec.weight_decay),
-        lr=spec.lr,
-        beta1=spec.beta1 or None,
-        scale_parameter=False,
-        relative_step=False,
-    )
+    def __init__(self, specs: Sequence[OptimizerSpec], flat: FlatWeights) -> None:
+        self.specs, self.flat = list(specs), flat
+        self.moments = {name: torch.zeros_like(flat.values) for name in MOMENTS}
+        self.steps = [0] * len(specs)
+        self._fix()
+
+    def _fix(self) -> None:
+        """The coefficients that do not change, [R, 1] each."""
+        named = [(1 - s.beta1, s.beta2, 1 - s.beta2, s.eps) for s in self.specs]
+        self.fixed = torch.tensor(named, device=self.flat.values.device).T[..., None]
+
+    @torch.no_grad()
+    def step(self, rows: slice, lr: Sequence[float]) -> None:
+        chosen = range(len(self.specs))[rows]
+        for row in chosen:
+            self.steps[row] += 1
+        if len(chosen) == 1 or self.flat.values.device.type == "cpu":
+            for row, rate in zip(chosen, lr, strict=True):
+                self._one(row, rate)
+        else:  # calls are what a GPU spends its time on
+            self._several(rows, lr)
+
+    def _one(self, row: int, lr: float) -> None:
+        """torch's fused kernel: one pass over the memory."""
+        spec, values = self.specs[row], self.flat.values[row]
+        if spec.weight_decay:
+            values[: self.flat.decayed].mul_(1 - lr * spec.weight_decay)
+        before = torch.full((), self.steps[row] - 1.0, device=values.device)
+        mean, square = (self.moments[name][row] for name in MOMENTS)
+        torch_adamw(
+            [values],
+            [self.flat.gradients[row]],
+            [mean],
+            [square],
+            [],
+            [before],
+            fused=True,
+            amsgrad=False,
+            beta1=spec.beta1,
+            beta2=spec.beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=spec.eps,
+            maximize=False,
+        )
+
+    def _several(self, rows: slice, lr: Sequence[float]) -> None:
+        """The same arithmetic, each of its lines for all rows at once."""
+        new1, old2, new2, eps = self.fixed[:, rows]
+        values, g = self.flat.values[rows], self.flat.gradients[rows]
+        mean, square = (self.moments[name][rows] for name in MOMENTS)
+        sizes, roots, kept = to_device(self._coefficients(rows, lr), g.device)[..., None]
+        values[:, : self.flat.decayed].mul_(kept)
+        mean.lerp_(g, new1)
+        square.mul_(old2).addcmul_(g.mul_(g), new2)
+        torch.sqrt(square, out=g)
+        torch.div(mean, g.mul_(roots).add_(eps), out=g)
+        values.addcmul_(g, sizes, value=-1)
+
+    def _coefficients(self, rows: slice, lr: Sequence[float]) -> list[list[float]]:
+        """Sizes of the steps, reciprocal roots of the second moments' bias, and what the decay leaves, of each run."""
+        known = list(zip(self.specs[rows], self.steps[rows], lr, strict=True))
+        return [
+            [rate / (1 - spec.beta1**step) for spec, step, rate in known],
+            [(1 - spec.beta2**step) ** -0.5 for spec, step, _ in known],
+            [1 - rate * spec.weight_decay for spec, _, rate in known],
+        ]
+
+    def state(self, row: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if not self.steps[row]:
+            return {}, {}
+        count = {"optimizer.step": torch.tensor(float(self.steps[row]))}
+        return count | {f"optimizer.{name}": moment[row] for name, moment in self.moments.items()}, {}
+
+    @torch.no_grad()
+    def restore(self, row: int, saved: Mapping[str, Any]) -> None:
+        if "optimizer.step" in saved:
+            self.steps[row] = int(saved["optimizer.step"])
+            for name, moment in self.moments.items():
+                moment[row] = saved[f"optimizer.{name}"]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.moments = {name: moment[list(rows)] for name, moment in self.moments.items()}
+        self.specs, self.steps = [self.specs[i] for i in rows], [self.steps[i] for i in rows]
+        self._fix()
 
 
-def adamw(spec: OptimizerSpec, matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> torch.optim.AdamW:
-    """AdamW (fused) that decays the `matrices` only."""
-    groups = _groups(matrices, vectors, spec.weight_decay)
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
+class Adafactor:
+    """Adafactor (Shazeer & Stern 2018) of one run with external rates: no scaling by the parameter's size, updates
+    clipped at root mean square 1, second moments factored with decay 1 - t^-0.8, first moment only where beta1 > 0."""
 
+    def __init__(self, spec: OptimizerSpec, flat: FlatWeights) -> None:
+        from transformers.optimization import Adafactor as Theirs
 
-def _groups(matrices: Sequence[Tensor], vectors: Sequence[Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        parameters = [weight.detach()[0] for weight in flat.weights.values()]
+        for p, weight in zip(parameters, flat.weights.values(), strict=True):
+            assert weight.grad is not None
+            p.grad = weight.grad[0]
+        matrices, vectors = ([p for p in parameters if (p.ndim < 2) == small] for small in (False, True))
+        groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer: Any = Theirs(
+            groups, lr=spec.lr, beta1=spec.beta1 or None, scale_parameter=False, relative_step=False
+        )
 
+    def step(self, rows: slice, lr: Sequence[float]) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr[0]
+        self.optimizer.step()
 
-@torch.no_grad()
-def clip(gradients: Tensor, limit: float) -> Tensor:
-    """Scale `gradients` in place to a Euclidean norm of at most `limit` (0: no limit); returns the norm before,
-    as a tensor on the device."""
-    norm = torch.linalg.vector_norm(gradients)
-    if limit:
-        gradients.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    def state(self, row: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                (tensors if isinstance(value, Tensor) else numbers)[f"optimizer.{index}.{key}"] = value
+        return tensors, numbers
 
-
-def local(tensor: Tensor) -> Tensor:
-    """The rows of `tensor` that this rank holds: all, unless it is spread over ranks."""
-    to_local = getattr(tensor, "to_local", None)  # DTensor's; the import of that class takes half a second
-    return to_local() if to_local else tensor
-
-
-def join_pieces(tensors: Iterable[Tensor]) -> Tensor:
-    """What this rank holds of `tensors`, as one vector on the CPU."""
-    return torch.cat([local(tensor).detach().reshape(-1).cpu() for tensor in tensors])
-
-
-def moments(optimizer: torch.optim.AdamW) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """AdamW's two moments, each as a vector of what this rank holds of it, and its count of steps. Empty before the
-    first step."""
-    states = [optimizer.state[p] for p in _parameters(optimizer) if p in optimizer.state]
-    if not states:
-        return {}, {}
-    vectors = {f"optimizer.{name}": join_pieces(state[name] for state in states) for name in MOMENTS}
-    return vectors, {"optimizer.step": states[0]["step"].cpu()}
-
-
-@torch.no_grad()
-def restore_moments(optimizer: torch.optim.AdamW, vectors: Mapping[str, Tensor], step: Tensor) -> None:
-    """Inverse of `moments`."""
-    parameters = _parameters(optimizer)
-    sizes = [local(p).numel() for p in parameters]
-    for p in parameters:
-        optimizer.state[p] = {"step": step.to(local(p).device, copy=True)}
-    for name in MOMENTS:
-        for p, piece in zip(parameters, vectors[f"optimizer.{name}"].split(sizes), strict=True):
-            moment = torch.zeros_like(p)
-            local(moment).copy_(piece.view(local(p).shape))
-            optimizer.state[p][name] = moment
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Adafactor's state as named tensors and plain numbers, for a checkpoint."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                numbers[f"optimizer.{index}.{key}"] = value
-    return tensors, numbers
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Inverse of `optimizer_tensors`: `saved` holds its tensors and numbers; other names are passed over."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in saved.items():
-        if name.startswith("optimizer."):
+    def restore(self, row: int, saved: Mapping[str, Any]) -> None:
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in saved.items():
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def keep(self, rows: Sequence[int]) -> None:
+        assert list(rows) == [0], rows
+
+
+@torch.no_grad()
+def clip(gradients: Tensor, limits: Sequence[float]) -> Tensor:
+    """Scale the rows of `gradients` [k, P] in place to a Euclidean norm of at most `limits` (0: no limit); returns the
+    norms [k] before, on the device."""
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    if any(limits):
+        bounds = to_device([limit or math.inf for limit in limits], gradients.device)
+        gradients.mul_((bounds / (norms + 1e-6)).clamp(max=1.0)[:, None])
+    return norms
+
+
+def to_device(numbers: Sequence[Any], device: torch.device) -> Tensor:
+    """A tensor of `numbers` on `device`, without waiting for the device."""
+    if device.type == "cpu":
+        return torch.tensor(numbers)
+    return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)

@@ -3,7 +3,7 @@ of each block again in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,19 +15,19 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from sweep.checkpoint import Checkpoint, Pieces, Share
-from sweep.forward import Parts, forward_parts, summed_loss
+from sweep.forward import Parts, Shape, Weights, forward_parts
 from sweep.learner import Logits, State
 from sweep.model import Shapes, draw_parameters, parameter_shapes
-from sweep.optimizer import MOMENTS, adamw, join_pieces, local, matrices_first, moments, restore_moments
-from sweep.spec import ModelSpec, PlannedRun
+from sweep.optimizer import MOMENTS, matrices_first
+from sweep.spec import ModelSpec, OptimizerSpec, PlannedRun
 from sweep.world import World
 
-BlockFunction = Callable[[Mapping[str, Tensor], str, Tensor, torch.Size], Tensor]
+BlockFunction = Callable[[Weights, str, Tensor, Shape], Tensor]
 
 
 class Sharded:
-    """The state in rows over the ranks. Vectors of the state are the parameters one after another, as in FlatWeights;
-    what a rank holds of them is some pieces."""
+    """The state of one run in rows over the ranks. Vectors of the state are the parameters one after another, as in
+    FlatWeights; what a rank holds of them is some pieces."""
 
     lone_retry = False  # the others wait inside a collective operation
 
@@ -51,28 +51,26 @@ class Sharded:
         kind = torch.device(device).type  # a cache would keep every block's weights in bfloat16 for the whole pass
         self.autocast = torch.autocast(kind, torch.bfloat16, enabled=self.spec.precision == "bf16", cache_enabled=False)
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, micro_batch: int) -> None:
-        """As Learner says. All ranks make equally many passes; one without sequences left computes on padding, and
-        gives it no weight."""
+    def accumulate(self, tokens: Tensor, targets: Tensor) -> None:
+        """As Learner says. A rank without sequences computes on padding, since the others wait for it, and gives it no
+        weight."""
+        weight = 1 / self.spec.batch_tokens
+        if not tokens.shape[1]:
+            tokens = targets = tokens.new_zeros(1, 1, self.spec.model.n_ctx)
+            weight = 0.0
+        with self.autocast:
+            loss = self.model(tokens, targets).sum() * weight
+        loss.backward()
+        self.loss += loss.detach()
+
+    def discard(self) -> None:
         self.model.zero_grad()
         self.loss.zero_()
-        largest = -(-self.spec.batch_sequences // self.world.size)
-        for start in range(0, largest, micro_batch):
-            x, y = tokens[start : start + micro_batch], targets[start : start + micro_batch]
-            weight = 1 / self.spec.batch_tokens
-            if not len(x):
-                x = y = tokens.new_zeros(micro_batch, self.spec.model.n_ctx)
-                weight = 0.0
-            with self.autocast:
-                loss = summed_loss(self.model(x), y.reshape(-1)) * weight
-            loss.backward()
-            self.loss += loss.detach()
-
-    def reduce(self) -> Tensor:
-        return self.world.sum_(self.loss).clone()  # the gradients have been added up in the backward passes
 
     @torch.no_grad()
-    def update(self, lr: float, averaging: float | None) -> Tensor:
+    def update(self, rows: slice, lr: Sequence[float], averaging: Sequence[float]) -> tuple[Tensor, Tensor]:
+        [rate], [moved] = lr, averaging
+        loss = self.world.sum_(self.loss).clone()  # the gradients have been added up in the backward passes
         gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
         squares = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).square().sum()
         norm = self.world.sum_(squares).sqrt()
@@ -80,15 +78,15 @@ class Sharded:
             for g in gradients:
                 g.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rate
         self.optimizer.step()
-        if averaging is not None:
-            for mean, p in zip(self.average, self.parameters.values(), strict=True):
-                mean.lerp_(local(p), averaging)
-        return norm
+        for mean, p in zip(self.average, self.parameters.values(), strict=False):
+            mean.lerp_(local(p), moved)
+        self.discard()
+        return loss[None], norm[None]
 
     @contextmanager
-    def evaluated(self) -> Iterator[Logits]:
+    def evaluated(self, rows: Sequence[int]) -> Iterator[Logits]:
         def logits(tokens: Tensor) -> Tensor:
             with self.autocast:
                 return self.model(tokens)
@@ -99,7 +97,7 @@ class Sharded:
         finally:
             self._exchange()
 
-    def gather(self) -> dict[str, Tensor]:
+    def gather(self, row: int) -> dict[str, Tensor]:
         weights = {}
         self._exchange()
         for name, p in self.parameters.items():
@@ -109,14 +107,14 @@ class Sharded:
         self._exchange()
         return weights
 
-    def state(self) -> State:
+    def state(self, row: int) -> State:
         vectors = {"weights": join_pieces(self.parameters.values())}
         if self.average:
             vectors["average"] = join_pieces(self.average)
         found, whole = moments(self.optimizer)
         return State(whole, {}, Share(self._pieces(), vectors | found))
 
-    def restore(self, saved: Checkpoint, numbers: dict[str, Any]) -> None:
+    def restore(self, row: int, saved: Checkpoint, numbers: dict[str, Any]) -> None:
         pieces = self._pieces()
 
         def stored(name: str) -> Tensor:
@@ -132,6 +130,9 @@ class Sharded:
             vectors = {f"optimizer.{name}": stored(f"optimizer.{name}") for name in MOMENTS}
             restore_moments(self.optimizer, vectors, saved.tensor("optimizer.step"))
         self.model.reshard()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        assert list(rows) == [0], rows
 
     def _pieces(self) -> Pieces:
         """Where this rank's rows lie in the vectors."""
@@ -164,22 +165,21 @@ class _Part(nn.Module):
             self.register_parameter(self.names[name], nn.Parameter(torch.empty(shape, device="meta")))
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: getattr(self, held) for name, held in self.names.items()}
+        """With the run axis that the forward pass wants, of one run."""
+        return {name: getattr(self, held)[None] for name, held in self.names.items()}
 
 
 class _Block(_Part):
-    def __init__(
-        self, shapes: Shapes, block: Callable[[Mapping[str, Tensor], str, Tensor, torch.Size], Tensor]
-    ) -> None:
+    def __init__(self, shapes: Shapes, block: BlockFunction) -> None:
         super().__init__(shapes)
         self.block = block
 
-    def forward(self, x: Tensor, shape: torch.Size) -> Tensor:
+    def forward(self, x: Tensor, shape: Shape) -> Tensor:
         if torch.is_grad_enabled():
             return checkpoint(self._compute, x, shape, use_reentrant=False, preserve_rng_state=False)
         return self._compute(x, shape)
 
-    def _compute(self, x: Tensor, shape: torch.Size) -> Tensor:
+    def _compute(self, x: Tensor, shape: Shape) -> Tensor:
         return self.block(self.weights(), "", x, shape)
 
 
@@ -196,11 +196,15 @@ class _Model(_Part):
             for at in prefixes
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Summed losses [1] at `targets`; without them logits [1, sequences * n, vocab_size]."""
+        runs, sequences, n = tokens.shape
         x = self.parts.embed(self.weights(), tokens)
         for block in self.blocks:
-            x = block(x, tokens.shape)
-        return self.parts.head(self.weights(), x)
+            x = block(x, (runs, sequences, n))
+        if targets is None:
+            return self.parts.head(self.weights(), x)
+        return self.parts.losses(self.weights(), x, targets.flatten(1))
 
 
 def _spread(model: _Model, device: str, world: World) -> dict[str, DTensor]:
@@ -215,7 +219,7 @@ def _spread(model: _Model, device: str, world: World) -> dict[str, DTensor]:
         part.set_force_sum_reduction_for_comms(True)
     model.to_empty(device=device)
     for at, part in parts.items():
-        found |= {at + name: p for name, p in part.weights().items()}
+        found |= {at + name: getattr(part, held) for name, held in part.names.items()}
     return found
 
 
@@ -224,3 +228,47 @@ def _rows(parameter: DTensor, world: World) -> slice:
     count = parameter.shape[0]
     each = -(-count // world.size)
     return slice(min(world.rank * each, count), min((world.rank + 1) * each, count))
+
+
+def adamw(spec: OptimizerSpec, matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> torch.optim.AdamW:
+    """AdamW (fused) that decays the `matrices` only."""
+    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of `tensor` that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def join_pieces(tensors: Iterable[Tensor]) -> Tensor:
+    """What this rank holds of `tensors`, as one vector on the CPU."""
+    return torch.cat([local(tensor).detach().reshape(-1).cpu() for tensor in tensors])
+
+
+def moments(optimizer: torch.optim.AdamW) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """AdamW's two moments, each as a vector of what this rank holds of it, and its count of steps. Empty before the
+    first step."""
+    states = [optimizer.state[p] for p in _parameters(optimizer) if p in optimizer.state]
+    if not states:
+        return {}, {}
+    vectors = {f"optimizer.{name}": join_pieces(state[name] for state in states) for name in MOMENTS}
+    return vectors, {"optimizer.step": states[0]["step"].cpu()}
+
+
+@torch.no_grad()
+def restore_moments(optimizer: torch.optim.AdamW, vectors: Mapping[str, Tensor], step: Tensor) -> None:
+    """Inverse of `moments`."""
+    parameters = _parameters(optimizer)
+    sizes = [local(p).numel() for p in parameters]
+    for p in parameters:
+        optimizer.state[p] = {"step": step.to(local(p).device, copy=True)}
+    for name in MOMENTS:
+        for p, piece in zip(parameters, vectors[f"optimizer.{name}"].split(sizes), strict=True):
+            moment = torch.zeros_like(p)
+            local(moment).copy_(piece.view(local(p).shape))
+            optimizer.state[p][name] = moment
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

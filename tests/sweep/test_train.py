@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from sweep import checkpoint
-from sweep.batches import test_sequences
+from sweep.batches import Sequences, test_sequences
 from sweep.evaluate import evaluation_steps
 from sweep.record import read_record, read_steps
-from sweep.run import Run
 from sweep.schema import CHECKPOINT_DIR, MANIFEST_FILE, METRICS_FILE, SPEC_FILE, STATUS_FILE, InputError
+from sweep.stack import Stack
 from sweep.train import train_run
 
 
@@ -87,12 +87,13 @@ def test_accumulation_equals_no_accumulation(plan_tiny, tiny_corpus, tmp_path: P
 
 
 def test_first_loss_is_that_of_the_first_sequences(plan_tiny, tiny_corpus) -> None:
-    run = Run(plan_tiny(sequences=4), tiny_corpus, "cpu")
-    samples = torch.from_numpy(run.sequences.samples(0, 4))
+    stack = Stack([plan_tiny(sequences=4)], tiny_corpus, "cpu")
+    samples = torch.from_numpy(Sequences(tiny_corpus.train, 32, 0).samples(0, 4))
     with torch.no_grad():
-        logits = run.learner.forward(run.learner.flat.weights, samples[:, :-1])
+        logits = stack.learner.forward(stack.learner.flat.weights, samples[None, :, :-1])[0]
         expected = torch.nn.functional.cross_entropy(logits, samples[:, 1:].reshape(-1))
-    run.advance(1, lambda: False)
+    stack.advance(4, lambda: False)
+    [run] = stack.runs
     assert run.series["train_loss"][0] == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -146,24 +147,24 @@ def test_sigterm_checkpoints_and_the_run_goes_on_from_there(plan_tiny, tiny_corp
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize("first", [0, 7 * 8, 7 * 8 + 4])  # the last within a batch
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_restored_state_goes_on_bit_identically(
     plan_tiny, tiny_corpus, tmp_path: Path, first: int, optimizer: str
 ) -> None:
-    planned = plan_tiny(name=optimizer, weight_average=0.5)
-    run, other = (Run(planned, tiny_corpus, "cpu") for _ in range(2))
-    run.advance(first, lambda: False)
-    tensors, meta, _ = run.state()
-    checkpoint.save(tmp_path, first, tensors, meta)
+    planned = plan_tiny(name=optimizer, weight_average=0.5, execution={"micro_batch": 2})
+    stack, other = (Stack([planned], tiny_corpus, "cpu") for _ in range(2))
+    stack.advance(first, lambda: False)
+    tensors, meta, _ = stack.state(stack.runs[0])
+    checkpoint.save(tmp_path, stack.runs[0].step, tensors, meta, into=stack.runs[0].into)
     saved = checkpoint.load_newest(tmp_path)
     assert saved is not None
-    other.restore(saved)
-    for each in (run, other):
-        each.advance(20, lambda: False)
-    assert run.series == other.series
-    assert torch.equal(run.learner.flat.values, other.learner.flat.values)
-    assert torch.equal(run.learner.average, other.learner.average)
+    other.restore(other.runs[0], saved)
+    for each in (stack, other):
+        each.advance(20 * 8, lambda: False)
+    assert stack.runs[0].series == other.runs[0].series
+    assert torch.equal(stack.learner.flat.values, other.learner.flat.values)
+    assert torch.equal(stack.learner.average, other.learner.average)
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
@@ -214,10 +215,11 @@ def test_divergence_is_seen_at_the_same_step_wherever_it_was_looked_for(plan_tin
     planned = plan_tiny(steps=200, lr=3.0, grad_clip=0.0, weight_decay=0.0)
     found = set()
     for block in (1, 7, 64):
-        run = Run(planned, tiny_corpus, "cpu")
+        stack = Stack([planned], tiny_corpus, "cpu")
+        [run] = stack.runs
         reason = None
         while reason is None:
-            run.advance(min(200, run.step + block), lambda: False)
+            stack.advance(min(200, run.step + block) * planned.spec.batch_sequences, lambda: False)
             reason = run.diverged()
         found.add(reason)
     assert len(found) == 1
@@ -261,14 +263,14 @@ def test_evaluations_and_the_average_do_not_touch_the_training(plan_tiny, tiny_c
 
 
 def test_average_is_that_of_the_weights_after_each_step(plan_tiny, tiny_corpus) -> None:
-    run = Run(plan_tiny(steps=12, weight_average=0.5), tiny_corpus, "cpu")
+    stack = Stack([plan_tiny(steps=12, weight_average=0.5)], tiny_corpus, "cpu")
     history = []
     for step in range(1, 13):
-        run.advance(step, lambda: False)
-        history.append(run.learner.flat.values.double().clone())
+        stack.advance(step * 8, lambda: False)
+        history.append(stack.learner.flat.values[0].double().clone())
     # window 0.5 means eta 2: update s weighs s (s + 1), over their sum n (n + 1) (n + 2) / 3
     expected = sum(s * (s + 1) * values for s, values in enumerate(history, 1)) / (12 * 13 * 14 / 3)
-    torch.testing.assert_close(run.learner.average.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stack.learner.average[0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_follows_fp32(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
