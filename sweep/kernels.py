@@ -6,6 +6,7 @@ way measured for the device and the size. No run touches another's numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,33 +15,101 @@ from torch import Tensor
 
 from sweep.model import NORM_EPS
 
+LOGITS = {"cpu": 2**18, "cuda": 2**27}  # how many are held at a time: on a CPU what its second cache holds twice
+BLOCK = 2**16  # elements that several elementwise passes on a CPU go over while they are in the cache
+_LEAST = math.log(torch.finfo(torch.float32).tiny)
+_GELU = 2 * math.sqrt(2 / math.pi)
+_LINEAR, _CUBIC, _ONE = torch.tensor(_GELU), _GELU * 0.044715, torch.tensor(1.0)
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [R, n, i] times weight [R, i, o], plus bias [R, o]."""
     if bias is None:
         return torch.bmm(x, weight)
+    if len(x) == 1:  # CUDA adds the bias in the product's own kernel
+        return torch.addmm(bias[0], x[0], weight[0])[None]
     return torch.baddbmm(bias[:, None], x, weight)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Layer norm of x [R, n, d] with weight and bias [R, d]."""
-    return torch.addcmul(bias[:, None], F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), weight[:, None])
+    width = x.shape[-1:]
+    if len(x) == 1:
+        return F.layer_norm(x, width, weight[0], bias[0], NORM_EPS)
+    return torch.addcmul(bias[:, None], F.layer_norm(x, width, eps=NORM_EPS), weight[:, None])
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """Root-mean-square norm of x [R, n, d] with weight [R, d]."""
+    if len(x) == 1:
+        return F.rms_norm(x, x.shape[-1:], weight[0], NORM_EPS)
     return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) * weight[:, None]
 
 
 def embed(tokens: Tensor, table: Tensor) -> Tensor:
     """Rows of table [R, V, d] at tokens [R, b, n], as [R, b * n, d]."""
-    runs = torch.arange(len(table), device=table.device)
-    return table[runs[:, None], tokens.flatten(1)]
+    return _Embed.apply(tokens.flatten(1), table)
+
+
+class _Embed(torch.autograd.Function):
+    """The backward pass of indexing sorts the indices, on a CPU in an order of its own; this one is an embedding's."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.vocab_size = table.shape[1]
+        return table[_of_runs(tokens), tokens]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (tokens,) = ctx.saved_tensors
+        runs, d = len(tokens), gradient.shape[-1]
+        rows = tokens + ctx.vocab_size * _of_runs(tokens)
+        flat = torch.ops.aten.embedding_dense_backward(
+            gradient.reshape(-1, d), rows.flatten(), runs * ctx.vocab_size, -1, False
+        )
+        return None, flat.view(runs, -1, d)
+
+
+def _of_runs(tokens: Tensor) -> Tensor:
+    return torch.arange(len(tokens), device=tokens.device)[:, None]
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in the tanh approximation."""
-    return F.gelu(x, approximate="tanh")
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    return _Gelu.apply(x) if torch.is_grad_enabled() and x.requires_grad else _gelu(x, None)
+
+
+class _Gelu(torch.autograd.Function):
+    """Keeps the derivative, which shares its parts with the value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        slope = torch.empty_like(x, memory_format=torch.contiguous_format)
+        ctx.save_for_backward(slope)
+        return _gelu(x, slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return slope.mul_(gradient)
+
+
+def _gelu(x: Tensor, slope: Tensor | None) -> Tensor:
+    """x sigmoid(x (a + b x²)), which is x (1 + tanh(x (a + b x²) / 2)) / 2; writes the derivative to `slope`. torch's
+    own kernel takes six times what its tanh takes."""
+    x = x.contiguous()
+    value = torch.empty_like(x)
+    parts = [part.view(-1).split(BLOCK) for part in (x, value, value if slope is None else slope)]
+    for x_, value_, slope_ in zip(*parts, strict=True):
+        gate = torch.addcmul(_LINEAR, x_, x_, value=_CUBIC).mul_(x_).sigmoid_()
+        torch.mul(x_, gate, out=value_)
+        if slope is not None:  # s + x s (1 - s) (a + 3 b x²)
+            torch.addcmul(_LINEAR, x_, x_, value=3 * _CUBIC, out=slope_).mul_(value_)
+            torch.lerp(slope_, _ONE, gate, out=slope_)
+    return value
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -52,20 +121,48 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def head_losses(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """Each run's summed cross-entropy [R] in nats, in float32, of the logits x [R, n, d] times table [R, V, d]
     transposed, at targets [R, n]. A token's loss is cut off at 87 nats, the logarithm of the smallest float."""
-    return _SummedLosses.apply(torch.bmm(x, table.mT).float(), targets)
+    if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
+        return _HeadLosses.apply(x, table, targets)
+    return _head_losses(x, table, targets, None, None)
 
 
-class _SummedLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        probabilities = torch.softmax(logits, -1)
-        ctx.save_for_backward(probabilities, targets)
-        chosen = probabilities.gather(-1, targets[..., None])
-        return -chosen.clamp(min=torch.finfo(torch.float32).tiny).log().sum((1, 2))
+class _HeadLosses(torch.autograd.Function):
+    """Finds the gradients along with the losses, so that the logits are never held whole; torch's own formulas hold
+    three arrays of their size."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        probabilities, targets = ctx.saved_tensors
-        index = targets[..., None]
-        probabilities.scatter_(-1, index, probabilities.gather(-1, index) - 1)  # not scatter_add_: it may be unordered
-        return probabilities.mul_(gradient[:, None, None]), None
+    def forward(ctx: Any, x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        of_x, of_table = torch.empty_like(x), torch.zeros(table.shape, device=table.device)
+        ctx.save_for_backward(of_x, of_table)
+        return _head_losses(x, table, targets, of_x, of_table)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_x, of_table = ctx.saved_tensors
+        gradient = gradient[:, None, None]
+        return (of_x * gradient).to(of_x.dtype), of_table * gradient, None
+
+
+def _head_losses(x: Tensor, table: Tensor, targets: Tensor, of_x: Tensor | None, of_table: Tensor | None) -> Tensor:
+    """The losses [R]; writes the gradient of their sum by x, and adds that by the table, where these are given."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x, table = (value.to(torch.get_autocast_dtype(kind)) for value in (x, table))
+    (runs, n, _), vocab_size = x.shape, table.shape[1]
+    tokens = min(n, max(1, LOGITS[kind] // vocab_size))
+    rows = max(1, LOGITS[kind] // (tokens * vocab_size))
+    losses = torch.zeros(runs, device=x.device)
+    for r in range(0, runs, rows):
+        row = slice(r, r + rows)
+        for start in range(0, n, tokens):
+            part = row, slice(start, start + tokens)
+            probabilities = torch.softmax(torch.bmm(x[part], table[row].mT), -1, dtype=torch.float32)
+            index = targets[part][..., None]
+            chosen = probabilities.gather(-1, index)
+            losses[row] -= chosen.log().clamp(min=_LEAST).sum((1, 2))
+            if of_x is not None and of_table is not None:
+                probabilities.scatter_(-1, index, chosen - 1)  # not scatter_add_: it may be unordered
+                slopes = probabilities.to(x.dtype)
+                of_x[part] = torch.bmm(slopes, table[row])
+                of_table[row] += torch.bmm(slopes.mT, x[part])
+    return losses
