@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from sweep.cache import cache_dir
 from sweep.estimate import NAMED, PEAK
 from sweep.schema import InputError
 from sweep.spec import Execution
@@ -32,8 +35,8 @@ def device_name(device: str) -> str:
 
 def autocast(precision: str, device: str) -> AbstractContextManager[object]:
     """bfloat16 autocast for precision bf16, else nothing. May be entered many times."""
-    if precision == "bf16":
-        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    if precision == "bf16":  # without its cache: a pass uses each weight once, and a CUDA graph must not reuse casts
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, cache_enabled=False)
     return nullcontext()
 
 
@@ -60,14 +63,29 @@ def numerics(precision: str, execution: Execution, device: str) -> Iterator[None
     if execution.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
-    strict = nullcontext()
+    strict: AbstractContextManager[object] = nullcontext()
     if execution.compile:
+        _keep_compiled()
         torch.compiler.reset()  # the shapes of earlier runs count against dynamo's limit, beyond which it runs eagerly
         strict = torch._dynamo.config.patch(error_on_recompile=True)
     try:
-        with strict:
+        with strict, warnings.catch_warnings():
+            # Each run's gradients lie in one row, so those of a stack are not dense. Nothing here needs them to be.
+            warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
             yield
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
         torch.use_deterministic_algorithms(deterministic)
+
+
+def _keep_compiled() -> None:
+    """Have torch.compile keep what it compiles where the other processes of a sweep and later ones find it, unless
+    $TORCHINDUCTOR_CACHE_DIR says where. Torch's own default is a folder that restarts empty. One folder for each kind
+    of processor: code for one may not run on another that shares the file system."""
+    folder = cache_dir() / "compiled" / re.sub(r"[^A-Za-z0-9]+", "-", device_name("cpu"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # it is only a cache
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

@@ -1,0 +1,105 @@
+"""Settings of the device that computes: compiled code is kept for later processes, bf16 leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sweep.device import autocast, numerics
+from sweep.learner import make_learner
+from sweep.spec import Execution, PlannedRun
+
+# Two steps of a tiny compiled model, after which it says what the compiler did.
+COMPILES = """
+import json, torch
+from sweep.device import numerics
+from sweep.spec import Execution
+
+def loss(x, weight):
+    return torch.nn.functional.gelu(x @ weight).pow(2).sum()
+
+weight = torch.ones(8, 8, requires_grad=True)
+with numerics("fp32", Execution(compile=True), "cpu"):
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+    for i in range(3):
+        compiled(torch.full((4, 8), float(i)), weight).backward()
+counters = torch._dynamo.utils.counters
+print(json.dumps({"graphs": counters["stats"]["unique_graphs"], **counters["inductor"]}))
+"""
+
+
+def compile_somewhere(cache: Path) -> dict[str, int]:
+    """What the compiler counts in a new process that keeps its cache in `cache`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES],
+        env={**kept, "ISOLOSS_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_later_process_finds_what_an_earlier_one_has_compiled(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = compile_somewhere(cache)
+    assert (first["graphs"], first.get("fxgraph_cache_hit", 0)) == (1, 0)  # one graph for three steps
+    assert first["fxgraph_cache_miss"] == 2  # forward and backward
+    second = compile_somewhere(cache)
+    assert second["graphs"] == 1
+    assert second["fxgraph_cache_hit"] == 2
+    assert second.get("fxgraph_cache_miss", 0) == 0
+    assert [path.name for path in cache.iterdir()] == ["compiled"]
+
+
+def test_the_user_may_choose_another_place_for_compiled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOLOSS_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+    with numerics("fp32", Execution(compile=True), "cpu"):
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "own")
+
+
+def test_a_cache_that_cannot_be_written_does_not_hinder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ISOLOSS_CACHE", str(tmp_path / "file"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with numerics("fp32", Execution(compile=True), "cpu"):
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_bf16_keeps_no_casts_of_weights() -> None:
+    weight = torch.ones(4, 4, requires_grad=True)
+    x = torch.ones(4, 4)
+    with autocast("bf16", "cpu"):
+        before = x @ weight
+        with torch.no_grad():
+            weight.mul_(2)
+        assert torch.equal(x @ weight, 2 * before)
+
+
+def test_gradients_in_rows_are_no_reason_to_warn(plan_tiny: Callable[..., PlannedRun]) -> None:
+    runs = [plan_tiny(seed=seed) for seed in (0, 1)]
+    learner = make_learner(runs, "cpu")
+    tokens = torch.zeros(2, 4, 32, dtype=torch.int64)
+    torch.set_warn_always(True)  # torch tells this once a process
+    try:
+        with warnings.catch_warnings(), numerics("fp32", Execution(), "cpu"):
+            warnings.simplefilter("error", append=True)
+            learner.accumulate(tokens, tokens)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UserWarning, match="layout contract"):
+                learner.accumulate(tokens, tokens)
+    finally:
+        torch.set_warn_always(False)
