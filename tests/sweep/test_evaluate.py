@@ -44,11 +44,13 @@ def test_evaluation_ends_with_the_last_step_and_is_denser_there(plan_tiny, steps
 def test_loss_and_error_over_the_whole_test_set(plan_tiny, tiny_corpus) -> None:
     model = plan_tiny(n_ctx=128).spec.model
     sequences = torch.from_numpy(test_sequences(tiny_corpus.test, 128, 128 * 37))  # the last batch is not full
-    weights = initial_parameters(model, 0)
+    runs = [initial_parameters(model, seed) for seed in range(3)]
+    weights = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
     forward = forward_function(model)
-    loss, error = evaluate(lambda tokens: forward(weights, tokens), sequences, model)
+    found = evaluate(lambda tokens: forward(weights, tokens), sequences, model, runs=3)
     with torch.no_grad():
-        logits = forward(weights, sequences[:, :-1])
-        each = F.cross_entropy(logits, sequences[:, 1:].reshape(-1), reduction="none").view(37, 128).double().mean(1)
-    assert loss == pytest.approx(float(each.mean()), rel=1e-6)
-    assert error == pytest.approx(float(np.std(each.numpy(), ddof=1)) / math.sqrt(37), rel=1e-5)
+        logits = forward(weights, sequences[:, :-1].expand(3, -1, -1))
+    for run, (loss, error) in zip(logits, found, strict=True):
+        each = F.cross_entropy(run, sequences[:, 1:].reshape(-1), reduction="none").view(37, 128).double().mean(1)
+        assert loss == pytest.approx(float(each.mean()), rel=1e-6)
+        assert error == pytest.approx(float(np.std(each.numpy(), ddof=1)) / math.sqrt(37), rel=1e-5)

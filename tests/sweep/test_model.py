@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sweep.accounting import count_params
-from sweep.forward import forward_function, summed_loss, token_losses
+from sweep.forward import forward_function, loss_function, token_losses
 from sweep.model import (
     component_params,
     initial_parameters,
@@ -91,53 +91,52 @@ def test_initial_values_depend_on_the_seed_only(spec: ModelSpec) -> None:
 
 
 @every
-def test_forward_has_the_logits_and_gradients_of_transformers(spec: ModelSpec) -> None:
-    model = transformers_model(spec, initial_parameters(spec, seed=1))
+def test_stacked_forward_has_the_logits_and_gradients_of_transformers(spec: ModelSpec) -> None:
+    """Three models with weights and tokens of their own, as one computation."""
+    generator = torch.Generator().manual_seed(5)
+    models = [transformers_model(spec, initial_parameters(spec, seed)) for seed in range(3)]
     with torch.no_grad():  # biases and norms that matter, weights far from their initial scale
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.1)
-    tokens = torch.randint(0, spec.vocab_size, (3, spec.n_ctx + 1), generator=torch.Generator().manual_seed(2))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
-    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    ours = forward_function(spec)(weights, inputs)
-    theirs = model(input_ids=inputs).logits.reshape(-1, spec.vocab_size)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    token_losses(ours, targets).mean().backward()
-    F.cross_entropy(theirs, targets).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(weights[name].grad, parameter.grad, rtol=1e-3, atol=1e-6)
+        for model in models:
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    tokens = torch.randint(0, spec.vocab_size, (3, 2, spec.n_ctx + 1), generator=generator)
+    inputs, targets = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
+    weights = stacked(*(dict(model.named_parameters()) for model in models))
+    logits = forward_function(spec)(weights, inputs)
+    losses = loss_function(spec)(weights, inputs, targets)
+    (losses * torch.tensor([1.0, 0.5, 2.0])).sum().backward()
+    for row, (model, share) in enumerate(zip(models, (1.0, 0.5, 2.0), strict=True)):
+        theirs = model(input_ids=inputs[row]).logits.reshape(-1, spec.vocab_size)
+        torch.testing.assert_close(logits[row], theirs, rtol=1e-4, atol=1e-5)
+        loss = F.cross_entropy(theirs, targets[row].reshape(-1), reduction="sum")
+        torch.testing.assert_close(losses[row], loss, rtol=1e-5, atol=0)
+        (share * loss).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(weights[name].grad[row], parameter.grad, rtol=1e-3, atol=2e-4)
 
 
-def test_summed_loss_has_the_value_and_gradient_of_torchs() -> None:
-    generator = torch.Generator().manual_seed(3)
-    logits = (10 * torch.randn(50, 61, generator=generator)).requires_grad_()
-    targets = torch.randint(0, 61, (50,), generator=generator)
-    expected = F.cross_entropy(logits, targets, reduction="sum")
-    (slope,) = torch.autograd.grad(expected / 7, logits)
-    loss = summed_loss(logits, targets)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss / 7, logits)[0], slope)
-    hopeless = torch.tensor([[0.0, 500.0]])
-    assert 87 <= float(summed_loss(hopeless, torch.tensor([0]))) < 88  # finite, so that it is no divergence yet
+def stacked(*runs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of several models with a leading run axis, to be differentiated."""
+    return {name: torch.stack([run[name].detach() for run in runs]).requires_grad_() for name in runs[0]}
 
 
 @both
 def test_no_position_sees_later_tokens(spec: ModelSpec) -> None:
-    weights = initial_parameters(spec, seed=1)
-    tokens = torch.randint(0, spec.vocab_size, (1, spec.n_ctx), generator=torch.Generator().manual_seed(2))
+    weights = stacked(initial_parameters(spec, seed=1))
+    tokens = torch.randint(0, spec.vocab_size, (1, 1, spec.n_ctx), generator=torch.Generator().manual_seed(2))
     changed = tokens.clone()
-    changed[0, 10:] = (changed[0, 10:] + 1) % spec.vocab_size
+    changed[..., 10:] = (changed[..., 10:] + 1) % spec.vocab_size
     forward = forward_function(spec)
-    before, after = forward(weights, tokens), forward(weights, changed)
+    before, after = forward(weights, tokens)[0], forward(weights, changed)[0]
     torch.testing.assert_close(before[:10], after[:10])
     assert not torch.allclose(before[10:], after[10:])
 
 
 @both
 def test_first_loss_is_near_that_of_a_uniform_guess(spec: ModelSpec) -> None:
-    weights = initial_parameters(spec, seed=0)
+    weights = stacked(initial_parameters(spec, seed=0))
     tokens = torch.randint(0, spec.vocab_size, (32, spec.n_ctx + 1), generator=torch.Generator().manual_seed(2))
-    loss = token_losses(forward_function(spec)(weights, tokens[:, :-1]), tokens[:, 1:].reshape(-1)).mean()
+    loss = token_losses(forward_function(spec)(weights, tokens[None, :, :-1])[0], tokens[:, 1:].reshape(-1)).mean()
     assert abs(loss.item() - math.log(spec.vocab_size)) < 0.8
 
 
@@ -147,7 +146,7 @@ def test_saved_model_loads_with_transformers_and_has_the_same_logits(spec: Model
     save_model(spec, weights, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens = torch.randint(0, spec.vocab_size, (2, spec.n_ctx), generator=torch.Generator().manual_seed(2))
-    expected = forward_function(spec)(weights, tokens)
+    expected = forward_function(spec)(stacked(weights), tokens[None])[0]
     torch.testing.assert_close(
         loaded(input_ids=tokens).logits.reshape(-1, spec.vocab_size), expected, rtol=1e-4, atol=1e-5
     )

@@ -175,9 +175,10 @@ def test_ranks_agree_on_what_goes_wrong_and_go_on(plan_tiny, tiny_corpus, tmp_pa
     assert list(path.parent.glob("step-12-a0*.corrupt"))
     assert any("step-12-a0" in note for note in read_record(tmp_path / "damaged").status["notes"])
     assert_same_curve(tmp_path / "damaged", tmp_path / "one")
-    forward, tokens = forward_function(plans["damaged"].spec.model), torch.arange(64).view(2, 32)
+    forward, tokens = forward_function(plans["damaged"].spec.model), torch.arange(64).view(1, 2, 32).expand(2, -1, -1)
     saved = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("damaged", "one")]
-    torch.testing.assert_close(forward(saved[0], tokens), forward(saved[1], tokens), rtol=1e-4, atol=1e-4)
+    logits = forward({name: torch.stack([one[name] for one in saved]) for name in saved[0]}, tokens)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
 def little_memory(world: World, planned: PlannedRun, run_dir: Path, corpus: Any, room: float) -> str:
