@@ -116,6 +116,7 @@ def fit_surface(
     *,
     from_starts: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    device: str = "cpu",
 ) -> engine.Fit:
     """Best theta = (alpha_N ln N_c, alpha_N, alpha_S ln S_c, alpha_S) of each problem, by squared residuals of ln L.
 
@@ -131,7 +132,7 @@ def fit_surface(
             f"give at least {LEAST_POINTS} points of {LEAST_SIZES} sizes"
         )
     begin = _starts(params, steps_min, loss) if from_starts is None else from_starts
-    return engine.solve(_design(params, steps_min), np.log(loss), begin, weights=weights)
+    return engine.solve(_design(params, steps_min), np.log(loss), begin, weights=weights, device=device)
 
 
 def _design(params: np.ndarray, steps_min: np.ndarray) -> np.ndarray:

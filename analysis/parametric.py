@@ -21,7 +21,7 @@ import numpy.typing as npt
 from analysis import engine
 from analysis.outcome import Outcome
 from analysis.tables.runs import Run
-from analysis.tables.sizes import Size
+from analysis.tables.sizes import Size, best_ends
 from analysis.uncertainty import resample
 from sweep.schema import InputError
 
@@ -226,13 +226,14 @@ def _warn(found: Outcome, best: engine.Fit) -> None:
 
 
 def readings(runs: Sequence[Run], sizes: Sequence[Size]) -> list[tuple[int, float]]:
-    """(run, ln tokens) of the points to fit: for decayed runs the end; for undecayed curves, of each size at its
-    setting that ends lowest, six log-spaced points of every seed over the last factor of 16 past twice the warm-up.
-    Raw tokens at the frontier's batch, so that approaches 1, 2 and 3 speak of the same compute."""
+    """(run, ln tokens) of the points to fit: of decayed runs the ends, at each horizon those of the setting that ends
+    lowest; of undecayed curves, of each size at its setting that ends lowest, six log-spaced points of every seed over
+    the last factor of 16 past twice the warm-up. Raw tokens at the frontier's batch, so that approaches 1, 2 and 3
+    speak of the same compute."""
     points: list[tuple[int, float]] = []
     for size in sizes:
         if size.decayed:
-            points += [(i, float(runs[i].ln_tokens[-1])) for i in size.members]
+            points += [(i, float(runs[i].ln_tokens[-1])) for i in best_ends(runs, size)]
             continue
         best = min(size.settings, key=lambda s: float(np.mean([runs[i].curve.y[-1] for i in s])))
         for i in best:

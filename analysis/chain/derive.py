@@ -58,8 +58,9 @@ def derive(
     extras: bool = True,
 ) -> Laws:
     """All laws of `table`, with N and C counted as `convention` says (`analysis.tables.conventions`), and 90% intervals
-    from `replicates` simulated sweeps (0: none). `device` is where the parametric law is fitted. Without `extras` the
-    other conventions and the diagnoses are left out, which costs half the time."""
+    from `replicates` simulated sweeps (0: none). `device` is where the surfaces are fitted,
+    with their replicates and without each run; curves are read, and single lines and laws fitted, on the CPU. Without
+    `extras` the other conventions and the diagnoses are left out, which costs half the time."""
     began = time.perf_counter()
     table = apply(table, convention)
     warnings = Warnings()
@@ -71,7 +72,7 @@ def derive(
     frontier, isoflop = _optimal_sizes(sweep, law, measured, warnings)
     points = sweep.for_parametric
     third = _try(warnings, "parametric", lambda: derive_parametric(*points, sigma, warnings, device, seed))
-    surface, slices, slice_lines = _surface(sweep, law, measured, isoflop, warnings)
+    surface, slices, slice_lines = _surface(sweep, law, measured, isoflop, warnings, device)
     kaplan = derive_kaplan(*chosen, frontier, surface, law, sigma, warnings)
     kaplan.laws.update(derive_data_laws(sweep.runs, warnings, replicates=replicates, seed=seed, device=device))
     compared = extras and not (frontier is None and isoflop is None)
@@ -93,8 +94,8 @@ def derive(
     )
     warn_laws(result, warnings)
     if extras:
-        result.diagnostics.update(diagnose_laws(result, *chosen, at, law, measured, sigma))
-    result.meta.update(_meta(table, convention, sweep, replicates, time.perf_counter() - began))
+        result.diagnostics.update(diagnose_laws(result, *chosen, at, law, measured, sigma, device))
+    result.meta.update(_meta(table, convention, sweep, replicates, device, time.perf_counter() - began))
     return result
 
 
@@ -187,7 +188,12 @@ def _optimal_sizes(
 
 
 def _surface(
-    sweep: _Sweep, law: np.ndarray | None, measured: tuple[float, float], isoflop: Isoflop | None, warnings: Warnings
+    sweep: _Sweep,
+    law: np.ndarray | None,
+    measured: tuple[float, float],
+    isoflop: Isoflop | None,
+    warnings: Warnings,
+    device: str,
 ) -> tuple[Surface | None, pd.DataFrame, pd.DataFrame]:
     """Kaplan's surface, and the slices with its lines through them."""
     samples, sizes, batch, sigma = sweep.undecayed, sweep.open_sizes, sweep.batch, sweep.noise.sigma
@@ -196,7 +202,7 @@ def _surface(
     found = (
         None
         if law is None
-        else _try(warnings, "kaplan-ns", lambda: derive_surface(samples, sizes, law, measured, sigma, warnings))
+        else _try(warnings, "kaplan-ns", lambda: derive_surface(samples, sizes, law, measured, sigma, warnings, device))
     )
     if found is None:
         return None, slices, lines
@@ -231,7 +237,7 @@ def _ends(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_id", "params", "flops"])
 
 
-def _meta(table: Table, convention: str, sweep: _Sweep, replicates: int, seconds: float) -> dict[str, Any]:
+def _meta(table: Table, convention: str, sweep: _Sweep, replicates: int, device: str, seconds: float) -> dict[str, Any]:
     runs, noise = table.runs, sweep.noise
 
     def only(name: str) -> Any:
@@ -254,5 +260,6 @@ def _meta(table: Table, convention: str, sweep: _Sweep, replicates: int, seconds
         "tuning": sweep.tuning,
         "replicates": replicates,
         "level": LEVEL,
+        "device": device,
         "seconds": seconds,
     }

@@ -41,15 +41,17 @@ def diagnose_laws(
     law: np.ndarray | None,
     measured: tuple[float, float],
     sigma: float,
+    device: str = "cpu",
 ) -> dict[str, Diagnosis]:
     """By "parametric", "isoflop", and the frontier's kinds "raw" and "adjusted", of the laws that there are. Their
     warnings are added to the laws'.
 
-    samples, sizes, batch, law, measured: what `derive_frontier` was given. sigma: seed noise of ln(loss).
+    samples, sizes, batch, law, measured: what `derive_frontier` was given. sigma: seed noise of ln(loss). device:
+    where the parametric law is fitted again.
     """
     found = {}
     if laws.parametric is not None:
-        found["parametric"] = _parametric(laws.parametric, sigma)
+        found["parametric"] = _parametric(laws.parametric, sigma, device)
     if laws.isoflop is not None and laws.isoflop.fit is not None:
         found["isoflop"] = Diagnosis(
             None, _isoflop_sizes(laws.isoflop, laws.isoflop.fit["a"]), _isoflop_held(laws.isoflop)
@@ -63,20 +65,21 @@ def diagnose_laws(
     return found
 
 
-def _parametric(section: Parametric, sigma: float) -> Diagnosis:
+def _parametric(section: Parametric, sigma: float, device: str) -> Diagnosis:
     points = section.points
     run = points["run_id"].to_numpy().astype(str)
     columns = {name: points[name].to_numpy(dtype=float) for name in ("params", "tokens", "loss")}
     columns["flops"] = 6 * columns["params"] * columns["tokens"]
     left = residuals(np.log(columns["loss"] / points["fitted"].to_numpy(dtype=float)), columns, run=run, sigma=sigma)
-    refit = parametric_refit(columns["params"], columns["tokens"], columns["loss"], section.estimates)
+    own = columns["params"], columns["tokens"], columns["loss"]
+    refit = parametric_refit(*own, section.estimates, device=device)
     labels = run if len(np.unique(run)) <= MOST_RUNS else points["group"].to_numpy().astype(str)
     moved = _possible(lambda: influence(refit, labels, section.estimates["a"], quantities=columns))
     begin = np.concatenate([start_at(section.estimates), parametric.starts()[::_EVERY]])
 
     def fit(rows: np.ndarray) -> Outcome:
         part = {name: columns[name][rows] for name in ("params", "tokens", "loss")}
-        theta = parametric.fit_parametric(**part, from_starts=begin).parameters
+        theta = parametric.fit_parametric(**part, from_starts=begin, device=device).parameters
         values = {name: Estimate(float(v[0])) for name, v in parametric.constants(theta).items()}
         return Outcome("parametric", values, int(rows.sum()))
 

@@ -50,6 +50,7 @@ def derive_isoflop_decayed(samples: Samples, warnings: Warnings) -> Isoflop:
     names = sorted({(run.params, run.group, run.flops_per_token) for run in runs})
     values = np.full((len(samples), len(names), len(found)), np.nan)
     rows = np.zeros((len(names), len(found)), dtype=int)
+    single, edge, several = 0, 0, 0
     for b, (_, members) in enumerate(found):
         for s, (params, group, _) in enumerate(names):
             settings: dict[tuple[float, ...], list[int]] = {}
@@ -60,9 +61,31 @@ def derive_isoflop_decayed(samples: Samples, warnings: Warnings) -> Isoflop:
                 own = list(settings.values())
                 means = np.array([np.mean([samples.last(i) for i in v], axis=0) for v in own])
                 values[:, s, b], rows[s, b] = means.min(axis=0), own[int(means[:, 0].argmin())][0]
+                best = runs[rows[s, b]]
+                rates = [runs[v[0]].lr for v in own if runs[v[0]].batch == best.batch]
+                single += len(rates) == 1
+                several += len(rates) > 1
+                edge += len(rates) > 1 and best.lr in (min(rates), max(rates))
     budgets = np.array([c for c, _ in found])
     labels = [(group, params, per_token) for params, group, per_token in names]
-    return _isoflop(runs, labels, budgets, np.exp(values), rows, "decayed", warnings)
+    section = _isoflop(runs, labels, budgets, np.exp(values), rows, "decayed", warnings)
+    _warn_rates(single, several, edge, warnings)
+    return section
+
+
+def _warn_rates(single: int, several: int, edge: int, warnings: Warnings) -> None:
+    """single, several: sizes at a budget with one learning rate and with more. edge: of the latter, those whose best is
+    an end of its axis."""
+    if edge:
+        warnings.add(
+            "isoflop", "lr_at_edge", f"at {edge} of {several} sizes and budgets with several learning rates the best "
+            "one is an end of its axis: a better one may lie beyond"
+        )  # fmt: skip
+    if single:
+        what = f"{single} of {single + several} sizes and budgets were" if several else "every size was"
+        warnings.add(
+            "isoflop", "one_rate", f"{what} run at one learning rate: nothing there shows that it is the best one"
+        )  # fmt: skip
 
 
 def _isoflop(

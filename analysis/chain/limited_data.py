@@ -42,7 +42,7 @@ def derive_data_laws(
 
     stopped = early_stopped(runs)
     if stopped["unique_tokens"].nunique() > 1:  # otherwise the sweep was not made for them
-        attempt("kaplan-d", lambda: _loss_of_data(stopped, warnings, replicates, seed))
+        attempt("kaplan-d", lambda: _loss_of_data(stopped, warnings, replicates, seed, device))
     if "kaplan-d" in found:
         n, u, y = (stopped[name].to_numpy() for name in ("params", "unique_tokens", "loss"))
         attempt(
@@ -72,9 +72,10 @@ def early_stopped(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def passes(runs: Sequence[Run]) -> pd.DataFrame:
-    """Points of the law of repeated data: the ends of decayed runs, and six of every undecayed curve."""
+    """Points of the law of repeated data: the ends of decayed runs, and six of every undecayed curve; of runs that
+    differ in what is tuned, those that end lowest."""
     rows = []
-    for run in _comparable(runs):
+    for run in _best_tuned(_comparable(runs)):
         end = float(run.ln_tokens[-1])
         if run.decayed:
             at, ln_loss = np.array([end]), run.ln_loss[-1:]
@@ -89,7 +90,7 @@ def passes(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_id", "params", "tokens", "unique_tokens", "loss"])
 
 
-def _loss_of_data(stopped: pd.DataFrame, warnings: Warnings, bootstrap: int, seed: int) -> Outcome:
+def _loss_of_data(stopped: pd.DataFrame, warnings: Warnings, bootstrap: int, seed: int, device: str) -> Outcome:
     """L(D) of the largest size that was trained on enough numbers of unique tokens."""
     counts = stopped.groupby("params")["unique_tokens"].nunique()
     most = int(counts.max()) if len(counts) else 0
@@ -106,7 +107,7 @@ def _loss_of_data(stopped: pd.DataFrame, warnings: Warnings, bootstrap: int, see
             "their runs end: they lack training as well as data, and lie too high for L(D) and L(N, D)"
         )  # fmt: skip
     return kaplan_loss.fit_tokens(
-        mine["unique_tokens"].to_numpy(), mine["loss"].to_numpy(), bootstrap=bootstrap, seed=seed
+        mine["unique_tokens"].to_numpy(), mine["loss"].to_numpy(), bootstrap=bootstrap, seed=seed, device=device
     )
 
 
@@ -118,6 +119,20 @@ def _comparable(runs: Sequence[Run]) -> list[Run]:
         if math.isfinite(run.unique_tokens) and run.ln_tokens[-1] >= run.curve.start:
             kinds[(run.decayed, *run.recipe[: len(RECIPE)])].append(run)
     return max(kinds.values(), key=lambda k: (len({r.unique_tokens for r in k}), len(k)), default=[])
+
+
+def _best_tuned(runs: Sequence[Run]) -> list[Run]:
+    """Of each size, batch and amount of data (and of each horizon of decayed runs), the seeds of the setting that ends
+    lowest."""
+    cells: dict[tuple[object, ...], dict[tuple[float, ...], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        length = round(run.final_tokens / run.batch) if run.decayed else 0
+        cells[run.group, run.params, run.unique_tokens, run.batch, length][run.setting].append(run)
+
+    def end(seeds: list[Run]) -> float:
+        return float(np.mean([run.ln_loss[-1] if run.decayed else run.curve.y[-1] for run in seeds]))
+
+    return [run for settings in cells.values() for run in min(settings.values(), key=end)]
 
 
 def _least(run: Run) -> tuple[float, float]:

@@ -27,10 +27,10 @@ def derive_surface(
     measured: tuple[float, float],
     sigma: float,
     warnings: Warnings,
+    device: str = "cpu",
 ) -> tuple[Surface, np.ndarray]:
     """The section and theta of every sample [samples, 4]. law: [samples, 2], used for the losses `measured` (lowest,
-    highest) only. sigma: seed noise of ln(loss). Raises
-    InputError for fewer than three sizes or nine points."""
+    highest) only. sigma: seed noise of ln(loss). Raises InputError for fewer than three sizes or nine points."""
     runs = samples.runs
     where = [
         (i, x)
@@ -45,12 +45,13 @@ def derive_surface(
     usable = np.where(known[:, None], law, law[0])
     ln_b = usable[:, :1] + usable[:, 1:] * np.log(loss)
     ln_steps_min = np.log(tokens / batch) - np.logaddexp(0.0, ln_b - np.log(batch))
-    best = kaplan.fit_surface(params, np.exp(ln_steps_min[0]), loss[0])
+    best = kaplan.fit_surface(params, np.exp(ln_steps_min[0]), loss[0], device=device)
     theta = best.parameters
     if len(samples) > 1:
 
         def refit(rows: np.ndarray, starts: np.ndarray | None) -> engine.Fit:
-            return kaplan.fit_surface(params, np.exp(ln_steps_min[1:][rows]), loss[1:][rows], from_starts=starts)
+            steps = np.exp(ln_steps_min[1:][rows])
+            return kaplan.fit_surface(params, steps, loss[1:][rows], from_starts=starts, device=device)
 
         again = settled("kaplan-ns", refit, theta, len(samples) - 1, warnings)
         theta = np.concatenate([theta, np.where(known[1:, None], again, np.nan)])

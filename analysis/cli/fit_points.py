@@ -143,7 +143,7 @@ def _diagnosis(
     if law.name == "parametric":
         refit = parametric_refit(
             columns["params"], columns["tokens"], columns["loss"], found.estimates, weights=array(rows, "weight"),
-            kind=arguments.loss, delta=arguments.delta,
+            kind=arguments.loss, delta=arguments.delta, device=common["device"],
         )  # fmt: skip
     if run is None and law.name != "frontier":  # whose sizes are left out
         run = rows.index.to_numpy()  # so that rows have the table's own numbers

@@ -66,7 +66,7 @@ def choose_targets(runs: Sequence[Run], cells: Sequence[Cell], number: int = TAR
     tops, bottoms = [], []
     for _, members in by_group(cells):
         curves = [[runs[i].curve for _, rows in cells[m].settings for i in rows] for m in members]
-        starts = sorted(max(np.interp(c.start, c.x, c.y) for c in cell) for cell in curves)
+        starts = sorted(min(np.interp(c.start, c.x, c.y) for c in cell) for cell in curves)
         ends = sorted(min(c.y[-1] for c in cell) for cell in curves)
         if len(members) >= LEAST_BATCHES:
             tops.append(starts[-max(LEAST_BATCHES, -(-2 * len(starts) // 3))])
@@ -171,7 +171,8 @@ def seed_variance(
     that reached each target [targets]; nan where none did. ln_steps: [targets, cells]. seeds: [cells, targets]."""
     total, count = np.zeros(len(ln_steps)), np.zeros(len(ln_steps))
     for k, cell in enumerate(cells):
-        slope = runs[cell.settings[0][1][0]].curve.slope(ln_steps[:, k] + np.log(cell.batch))
+        lowest = min((runs[seeds[0]].curve for _, seeds in cell.settings), key=lambda curve: float(curve.y[-1]))
+        slope = lowest.slope(ln_steps[:, k] + np.log(cell.batch))
         own = sigma**2 / np.minimum(slope, -1e-3) ** 2 / np.maximum(seeds[k], 1)
         total, count = total + np.nan_to_num(own), count + np.isfinite(own)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

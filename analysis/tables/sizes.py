@@ -20,11 +20,13 @@ from analysis.uncertainty.bootstrap import Samples
 LEAST_SIZES = 4
 _STEP = 0.03  # of a size's curve, in ln(tokens)
 _DECADES = 2.0  # of tokens, up to its end, over which a size's curve is read
+_SAME_END = 0.02  # in ln(tokens): horizons as far apart as whole updates of different batches leave them
 
 
 @dataclass(frozen=True)
 class Size:
-    """One model size: for each setting the indices of its runs (seeds), and the ln(tokens) at which it is read."""
+    """One model size: for each setting (batch, rate, beta2, warm-up) the indices of its runs, which are seeds and where
+    decayed horizons too, and the ln(tokens) at which it is read."""
 
     group: str
     params: float
@@ -79,7 +81,7 @@ def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, mem
     decayed, per_token = runs[members[0]].decayed, runs[members[0]].flops_per_token
     found: dict[tuple[float, ...], list[int]] = defaultdict(list)
     for i in members:
-        found[runs[i].setting].append(i)
+        found[(runs[i].batch, *runs[i].setting)].append(i)
     if decayed:
         ends = sorted({float(runs[i].ln_tokens[-1]) for i in members})
         x = np.unique(np.concatenate([np.arange(ends[0], ends[-1], _STEP), ends]))
@@ -89,7 +91,7 @@ def _make_size(runs: Sequence[Run], group: str, params: float, batch: float, mem
     settings = []
     for _, seeds in sorted(found.items()):
         reach = max(runs[i].curve.end for i in seeds)
-        settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - 0.02))
+        settings.append(tuple(i for i in seeds if runs[i].curve.end >= reach - _SAME_END))
     start = max(min(runs[i].curve.start for i in members), longest - _DECADES * math.log(10))
     x = np.append(np.arange(start, longest, _STEP), longest)
     return Size(group, params, per_token, batch, tuple(settings), x, False)
@@ -117,7 +119,7 @@ def _open_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
     for members in size.settings:
         curves = [samples.curves(i) for i in members]
         end = min(curve.end for curve in curves)
-        x = np.minimum(size.x, np.where(size.x <= end + 0.02, end, size.x))
+        x = np.minimum(size.x, np.where(size.x <= end + _SAME_END, end, size.x))
         mean = sum(curve.ln_loss(x) for curve in curves) / len(members)
         better = mean < lowest  # not where it is nan
         lowest = np.where(better, mean, lowest)
@@ -126,18 +128,34 @@ def _open_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decayed_curves(samples: Samples, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Final losses of runs of several horizons, joined by straight lines in logarithms."""
-    runs = samples.runs
-    finals: dict[float, list[tuple[np.ndarray, int]]] = defaultdict(list)
-    for members in size.settings:
-        lengths: dict[float, list[int]] = defaultdict(list)
-        for i in members:
-            lengths[float(runs[i].ln_tokens[-1])].append(i)
-        for x, seeds in lengths.items():
-            mean = np.mean([samples.last(i) for i in seeds], axis=0)
-            finals[x].append((mean, seeds[0]))
-    knots = sorted(finals)
-    lowest = np.array([np.min([values for values, _ in finals[x]], axis=0) for x in knots])  # [knots, samples]
-    best = np.array([min(finals[x], key=lambda item: float(item[0][0]))[1] for x in knots])
+    """Final losses of runs of several horizons, the best setting at each, joined by straight lines in logarithms."""
+    knots, lowest, best = [], [], []
+    for ends in _horizons(samples.runs, size):
+        means = np.array([np.mean([samples.last(i) for i in seeds], axis=0) for seeds in ends])  # [settings, samples]
+        seeds = ends[int(means[:, 0].argmin())]
+        knots.append(float(samples.runs[seeds[0]].ln_tokens[-1]))
+        lowest.append(means.min(axis=0))
+        best.append(seeds[0])
     nearest = np.abs(size.x[:, None] - np.array(knots)).argmin(axis=1)
-    return np.array([np.interp(size.x, knots, row) for row in lowest.T]), best[nearest]
+    return np.array([np.interp(size.x, knots, row) for row in np.transpose(lowest)]), np.array(best)[nearest]
+
+
+def best_ends(runs: Sequence[Run], size: Size) -> list[int]:
+    """Of each horizon of a decayed size, the seeds of the setting that ends lowest. The others are worse tuned, and no
+    points of a law of N and D."""
+
+    def end(seeds: list[int]) -> float:
+        return float(np.mean([runs[i].ln_loss[-1] for i in seeds]))
+
+    return [i for ends in _horizons(runs, size) for i in min(ends, key=end)]
+
+
+def _horizons(runs: Sequence[Run], size: Size) -> list[list[list[int]]]:
+    """Runs of a decayed size by their horizon, the shortest first, and there by their setting."""
+    found: list[tuple[float, dict[int, list[int]]]] = []
+    placed = sorted((float(runs[i].ln_tokens[-1]), k, i) for k, seeds in enumerate(size.settings) for i in seeds)
+    for end, setting, i in placed:
+        if not found or end > found[-1][0] + _SAME_END:
+            found.append((end, defaultdict(list)))
+        found[-1][1][setting].append(i)
+    return [list(settings.values()) for _, settings in found]

@@ -135,6 +135,7 @@ def parametric_refit(
     weights: np.ndarray | None = None,
     kind: engine.Loss = "huber",
     delta: float = parametric.DELTA,
+    device: str = "cpu",
 ) -> Refit:
     """All refits of L = E + A/N^alpha + B/D^beta as one batch of weights, from the fit to all rows [n]."""
     start = start_at(estimates)
@@ -143,7 +144,7 @@ def parametric_refit(
     def refit(keep: np.ndarray) -> np.ndarray:
         found = parametric.fit_parametric(
             params, tokens, np.broadcast_to(loss, keep.shape), weights=keep * own,
-            from_starts=start, kind=kind, delta=delta,
+            from_starts=start, kind=kind, delta=delta, device=device,
         )  # fmt: skip
         return np.where(found.converged, parametric.constants(found.parameters)[name], np.nan)
 

@@ -7,6 +7,7 @@ quantity (S_min, E_min, B_crit, the exponents of N, B and S against C_min, Eq. 1
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,13 +150,16 @@ def decayed_sweep(
     sigma: float = 0.0,
     schedule: str = "cosine",
     seeds: int = 1,
+    lr_factors: Sequence[float] = (1.0,),
+    lr_penalty: float = 0.1,
     n_ctx: int = 128,
     batch: int = 2048,
     seed: int = 0,
 ) -> Table:
     """Runs of every shape to every budget (FLOP) under a decaying schedule, with final losses E + A/N^alpha + B/D^beta
     (constants that `law` does not give are of `DECAYED_LAW`) and independent noise of ln(loss). What the curves hold
-    before their end is too high, as under a schedule not yet run down. `seeds`: of every shape at the lowest budget."""
+    before their end is too high, as under a schedule not yet run down. `seeds`: of every shape at the lowest budget.
+    lr_factors: rates as multiples of the best one; a factor f costs lr_penalty·ln(f)² of ln(loss)."""
     k = DECAYED_LAW | dict(law or {})
     rng = np.random.default_rng(seed)
     runs: list[dict[str, object]] = []
@@ -167,10 +171,11 @@ def decayed_sweep(
             at = np.unique(np.linspace(steps / 4, steps, 4).astype(int))
             clean = k["E"] + k["A"] / params ** k["alpha"] + k["B"] / (at * batch) ** k["beta"]
             clean = clean * (1 + 0.1 * (1 - at / steps))
-            for number in range(seeds if budget == min(budgets) else 1):
-                loss = clean * np.exp(sigma * rng.standard_normal())
-                name = f"{n_layer}x{d_model}-{budget:.3g}-{number}"
-                row = run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3, number, float(loss[-1]))
+            cells = itertools.product(lr_factors, range(seeds if budget == min(budgets) else 1))
+            for factor, number in cells:
+                loss = clean * np.exp(sigma * rng.standard_normal() + lr_penalty * math.log(factor) ** 2)
+                name = f"{n_layer}x{d_model}-{budget:.3g}-{factor:g}-{number}"
+                row = run_row(name, n_layer, d_model, n_ctx, batch, steps, 3e-3 * factor, number, float(loss[-1]))
                 runs.append(row | {"schedule": schedule})
                 curves.append(curve_rows(row, at, loss))
     return make_table(pd.DataFrame(runs), pd.concat(curves, ignore_index=True), source="synthetic decayed sweep")

@@ -99,6 +99,17 @@ def test_undecayed_curves_give_points_past_twice_the_warmup_of_one_batch() -> No
     assert len(per_run) == 10  # six sizes, two of them with three seeds
 
 
+def test_decayed_runs_count_at_their_best_learning_rate_alone() -> None:
+    runs = extract(decayed_sweep(np.geomspace(1e10, 1e13, 4), lr_factors=(0.5, 1.0, 2.0), seeds=2))
+    sizes = make_sizes(runs, None)
+    points = parametric.readings(runs, sizes)
+    assert {runs[i].lr for i, _ in points} == {3e-3}
+    assert len(points) == len({(run.params, run.final_tokens) for run in runs}) + len(sizes)  # seeds at one budget
+    found = derive_parametric(Samples(runs), sizes, 0.003, Warnings(), "cpu")
+    for name, value in TRUE.items():
+        assert found.estimates[name].value == pytest.approx(value, rel=1e-4), name
+
+
 def test_unusable_input_is_refused() -> None:
     n, d = np.repeat([1e4, 1e5, 1e6], 3), np.tile([1e6, 1e7, 1e8], 3)
     with pytest.raises(InputError, match="loss must be positive"):

@@ -9,6 +9,7 @@ from analysis.chain.isoflop import derive_isoflop, derive_isoflop_decayed
 from analysis.outcome import Warnings
 from analysis.tables.runs import SeedNoise, extract
 from analysis.tables.sizes import LEAST_SIZES, make_sizes
+from analysis.tables.table import make_table
 from analysis.uncertainty.bootstrap import Samples, simulate
 from analysis.uncertainty.simulate import SMALL_SWEEP, decayed_sweep, synthetic_sweep
 from sweep.schema import InputError
@@ -88,3 +89,31 @@ def test_too_few_sizes_are_refused() -> None:
         derive_isoflop(Samples(runs), make_sizes(runs, 2048.0), Warnings())
     with pytest.raises(InputError, match="4 or more sizes end"):
         derive_isoflop_decayed(Samples(extract(decayed_sweep([1e10], shapes=SHAPES[:3]))), Warnings())
+
+
+def rates(*factors: float) -> tuple[float, dict[str, str]]:
+    """The exponent of decayed runs at these multiples of the best learning rate, and the warnings by their codes."""
+    warnings = Warnings()
+    table = decayed_sweep(np.geomspace(1e11, 1e13, 5), shapes=SHAPES, lr_factors=factors)
+    found = derive_isoflop_decayed(Samples(extract(table)), warnings)
+    assert found.fit is not None
+    return found.fit["a"].value, {item["code"]: item["message"] for item in warnings}
+
+
+def test_each_size_and_budget_is_read_at_its_best_learning_rate() -> None:
+    a, said = rates(0.5, 1.0, 2.0)
+    assert a == pytest.approx(rates(1.0)[0])
+    assert "lr_at_edge" not in said
+    assert "one_rate" not in said
+
+
+def test_rates_at_the_edge_of_their_axis_and_single_ones_are_said() -> None:
+    assert rates(1.0, 2.0)[1]["lr_at_edge"].startswith("at 35 of 35 sizes and budgets")
+    assert rates(1.0)[1]["one_rate"].startswith("every size was run at one learning rate")
+    table = decayed_sweep([1e11, 1e12], shapes=SHAPES, lr_factors=(0.5, 1.0, 2.0))
+    keep = (table.runs["flops"] < 3e11) | (table.runs["lr"] == 3e-3)
+    runs = table.runs[keep].reset_index(drop=True)
+    curves = table.curves[table.curves["run_id"].isin(runs["run_id"])].reset_index(drop=True)
+    warnings = Warnings()
+    derive_isoflop_decayed(Samples(extract(make_table(runs, curves))), warnings)
+    assert next(w["message"] for w in warnings if w["code"] == "one_rate").startswith("7 of 14 sizes and budgets were")

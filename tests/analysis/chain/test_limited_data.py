@@ -8,7 +8,7 @@ import pytest
 
 from analysis import published as pub
 from analysis import repeated
-from analysis.chain.limited_data import derive_data_laws, early_stopped
+from analysis.chain.limited_data import derive_data_laws, early_stopped, passes
 from analysis.outcome import Warnings
 from analysis.tables.runs import extract
 from analysis.tables.table import Table, make_table
@@ -86,3 +86,12 @@ def test_several_passes_give_the_law_of_repeated_data() -> None:
     assert found.estimates["R_D"].value == pytest.approx(LAW.R_D, rel=0.01)
     assert found.estimates["beta"].value == pytest.approx(LAW.base.beta, rel=0.01)
     assert found.span["passes"][1] > 10
+
+
+def test_passes_count_at_the_best_learning_rate_alone() -> None:
+    decayed = extract(decayed_sweep([3e9, 3e10], shapes=SHAPES, lr_factors=(0.5, 1.0, 2.0)))
+    undecayed = extract(synthetic_sweep(cells={(2, 16): (8, 16)}, lr_factors=(0.5, 1.0, 2.0), sigma=0.0, seeds={}))
+    for runs, number in ((decayed, 2 * len(SHAPES)), (undecayed, 2)):
+        found = passes(runs)["run_id"].unique()
+        assert len(found) == number
+        assert all(name.split("-")[2] == "1" for name in found)

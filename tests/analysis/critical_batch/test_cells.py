@@ -158,3 +158,11 @@ def test_tuning_scatter_is_found_again() -> None:
     ]
     assert np.sqrt(np.mean(np.square(found[:5]))) < 0.035
     assert np.sqrt(np.mean(np.square(found[5:]))) == pytest.approx(0.1, rel=0.3)
+
+
+def test_a_bad_rate_beside_good_ones_moves_no_target() -> None:
+    """Sixteen times the best rate: its curve is far above the others of its cell."""
+    options = {"cells": {(2, 16): (2, 8, 32, 128)}, "sigma": 0.0, "warmup": 2e4, "seeds": {}, "lr_penalty": 0.5}
+    good, bad = (extract(synthetic_sweep(lr_factors=factors, **options)) for factors in ((1.0,), (1.0, 16.0)))
+    np.testing.assert_array_equal(*(cb.choose_targets(runs, cb.make_cells(runs)) for runs in (good, bad)))
+    assert cb.tuning_scatter(bad, 0.004) == pytest.approx(cb.tuning_scatter(good, 0.004))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.critical_batch import make_cells, steps_in, steps_to
 from analysis.tables.runs import Run, SeedNoise, extract
-from analysis.tables.sizes import make_sizes, size_curve, size_curves
+from analysis.tables.sizes import best_ends, make_sizes, size_curve, size_curves
+from analysis.tables.table import make_table
 from analysis.uncertainty.bootstrap import Samples, simulate
 from analysis.uncertainty.simulate import decayed_sweep, synthetic_sweep
 
@@ -42,3 +44,20 @@ def test_steps_of_a_cell(undecayed: Samples) -> None:
     for name in ("lr", "seeds", "warmup", "at_edge"):
         np.testing.assert_array_equal(getattr(first, name), getattr(each[0], name))
     assert 0 < np.isfinite(ln_steps).mean() < 1
+
+
+def test_decayed_runs_of_two_batches_are_settings_of_one_horizon() -> None:
+    """Whole updates end a little apart; the better batch is read, with all its seeds."""
+    tables = [decayed_sweep([1e10, 1e11], shapes=[(2, 16)], batch=batch, seeds=2) for batch in (2048, 3072)]
+    for table, loss in zip(tables, (1.0, 1.05), strict=True):
+        batch = str(table.runs["batch_tokens"].iloc[0])
+        for frame in (table.runs, table.curves):
+            frame["run_id"] = frame["run_id"].astype(str) + "-" + batch
+        table.curves["test_loss"] *= loss
+    runs = extract(make_table(*(pd.concat(parts) for parts in zip(*((t.runs, t.curves) for t in tables), strict=True))))
+    assert len({run.final_tokens for run in runs}) == 3  # the lower budget is a whole number of updates of both
+    (size,) = make_sizes(runs, None)
+    assert [(runs[i].batch, runs[i].seed) for i in best_ends(runs, size)] == [(2048, 0), (2048, 1), (2048, 0)]
+    values, index = size_curve(runs, size)
+    assert {runs[i].batch for i in index} == {2048}
+    assert (np.diff(values) <= 0).all()
