@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sweep.accounting import count_flops
 from sweep.cache import cache_dir
+from sweep.ladder import activation_bytes
 from sweep.launcher import LocalLauncher, SlurmLauncher
 from sweep.phases import Phase, phases
 from sweep.schema import InputError
@@ -29,8 +30,9 @@ PEAK = {
     "h100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
     "h200": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
 }
+BANDWIDTH = {"v100": 0.9e12, "a100": 1.555e12, "h100": 3.35e12, "h200": 4.8e12}  # bytes a second, as above
 NAMED = tuple(PEAK)
-PEAK["gpu"] = PEAK["a100"]
+PEAK["gpu"], BANDWIDTH["gpu"] = PEAK["a100"], BANDWIDTH["a100"]
 # Bytes that a worker may use: little on a host, with a worker a core; of a GPU half of what its smaller forms have.
 MEMORY = {"cpu": 2**29, "v100": 8e9, "a100": 20e9, "h100": 40e9, "h200": 70e9, "gpu": 20e9}
 # Of the peak. Plain torch without fused kernels reaches 0.3 to 0.5 on matrices of 1,000 and more; less is the safe side
@@ -40,6 +42,9 @@ CPU_RATE = 50e9  # FLOP/s of one thread
 # Small models are bound by calls and memory, not by arithmetic, hence times a pass and a token too.
 PER_PASS = {"cpu": 0.5e-3, "cuda": 1.5e-3}  # seconds a layer
 PER_TOKEN = {"cpu": 1.3e-6, "cuda": 0.0}  # seconds a layer
+# How often a GPU moves what a pass keeps, which takes it longer than the arithmetic of narrow models: written, read,
+# read again for the gradients, which are written and read; at two thirds of the data sheet's rate.
+MOVES = 5 * 1.5
 CUDA_MICRO_TOKENS = 65536  # assumed of a GPU, where the trainer takes what fits
 CURVE_DECADES = 2.5  # of tokens that the evaluations span
 
@@ -74,6 +79,8 @@ class Machine:
         else:
             each = [f"{self.flops_per_second(name, 1) / 1e12:.3g} TFLOP/s in {name}" for name in sorted(precisions)]
             rate, calls = f"{', '.join(each)} a GPU ({self.kind})", "1.5 ms a pass"
+            if not self.flops_per_s:
+                rate += f", {1 / MOVES * BANDWIDTH[self.kind] / 1e9:.3g} GB/s of a pass's activations"
         shared = f", over {self.ranks} ranks a run" if self.ranks > 1 else ""
         better = "isoloss plan --measure measures" if self.here else "launcher.flops_per_s sets it"
         return f"{given}: {rate} and, for every layer, {calls}{shared}; {better}"
@@ -166,7 +173,7 @@ def stack_phases(members: Sequence[PlannedRun], ranks: int = 1) -> list[Phase]:
         sequences = math.ceil(run.spec.batch_sequences / ranks)
         micro = run.execution.micro_batch or max(1, CUDA_MICRO_TOKENS // run.spec.model.n_ctx)
         found.append((run.spec.steps * sequences, sequences, micro))
-    return phases(found)
+    return phases(tuple(found))
 
 
 def longest_phase(found: Sequence[Phase], calls: float, token: float, n_ctx: int) -> Phase:
@@ -187,7 +194,11 @@ def pass_costs(planned: PlannedRun, machine: Machine) -> tuple[float, float]:
     model = planned.spec.model
     rate = machine.flops_per_second(planned.spec.precision, planned.execution.threads)
     calls = model.n_layer * PER_PASS[machine.device]
-    return calls, model.n_layer * PER_TOKEN[machine.device] + count_flops(model).total / rate
+    token = model.n_layer * PER_TOKEN[machine.device] + count_flops(model).total / rate
+    if machine.device == "cuda" and not machine.flops_per_s:
+        kept = activation_bytes(model, attention=False) * (0.5 if planned.spec.precision == "bf16" else 1)
+        token = max(token, MOVES * kept / BANDWIDTH[machine.kind])
+    return calls, token
 
 
 def measurement_key(planned: PlannedRun, phase: Phase, device: str) -> str:

@@ -92,9 +92,10 @@ def micro_batch(model: ModelSpec, sequences: int, token_target: int = 2048, memo
     return largest_divisor(sequences, limit)
 
 
-def activation_bytes(model: ModelSpec) -> float:
-    """Bytes that a pass keeps for each token: activations of all layers, attention over the context, logits."""
-    width = 16 * model.d_model + 3 * model.d_ff + 3 * model.n_head * model.n_ctx  # floats a layer
+def activation_bytes(model: ModelSpec, attention: bool = True) -> float:
+    """Bytes that a pass keeps for each token: activations of all layers, the matrices of `attention` over the context
+    (which flash attention does not keep), logits."""
+    width = 16 * model.d_model + 3 * model.d_ff + attention * 3 * model.n_head * model.n_ctx  # floats a layer
     return 4.0 * (model.n_layer * width + 4 * model.vocab_size)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sweep.ladder import largest_divisor
 
@@ -23,7 +23,8 @@ class Phase:
         return self.passes * (calls + token * self.runs * self.micro * n_ctx)
 
 
-def phases(members: Sequence[tuple[int, int, int]]) -> list[Phase]:
+@lru_cache(maxsize=4096)
+def phases(members: tuple[tuple[int, int, int], ...]) -> list[Phase]:
     """The phases of a stack of runs of (sequences in all, sequences a batch, sequences a pass at most), in time. All
     stand at one position, and a pass ends where any of them may have its update."""
     order = sorted(range(len(members)), key=lambda i: -members[i][0])

@@ -41,7 +41,7 @@ def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
         kept = 0
         for cell in expand(name, block):
             try:
-                planned = _plan_run(typed, {**typed.run, **cell}, target, measurements)
+                planned = _plan_run(typed, {**typed.run, **cell}, target, measurements, block.priority)
             except InputError as error:
                 said = ", ".join(f"{key}={value}" for key, value in cell.items() if value is not None)
                 raise InputError(f"{error}" + (f" (grid block {name}: {said})" if said else "")) from error
@@ -49,7 +49,7 @@ def plan_sweep(config: dict[str, Any]) -> list[PlannedRun]:
                 kept += 1
                 earlier = runs.get(planned.run_id)
                 if earlier is None or block.priority < earlier.priority:
-                    runs[planned.run_id] = dataclasses.replace(planned, priority=block.priority)
+                    runs[planned.run_id] = planned
         if not kept:
             raise InputError(f"grid.blocks.{name} has no run: its where, {block.where!r}, keeps none of its cells")
     return _stacked(list(runs.values()), typed, target, measurements)
@@ -65,13 +65,12 @@ def _stacked(
     packed = 60.0 * launcher.pack_minutes if isinstance(launcher, SlurmLauncher) else 0.0
     keep_micro = config.execution.micro_batch is not None
     runs = group(runs, launch_workers(launcher), target, packed, keep_micro)
-    costs = {}
     for members in stacks(runs):
         if len(members) > 1:
             shares, measured = estimate_seconds(members, target, measurements)
             for run, seconds in zip(members, shares, strict=True):
-                costs[run.run_id] = run.costs | {"seconds": seconds, "measured": float(measured)}
-    return [dataclasses.replace(run, costs=costs[run.run_id]) if run.run_id in costs else run for run in runs]
+                run.costs.update(seconds=seconds, measured=float(measured))
+    return runs
 
 
 def plan_one(config: dict[str, Any]) -> PlannedRun:
@@ -82,7 +81,9 @@ def plan_one(config: dict[str, Any]) -> PlannedRun:
     return runs[0]
 
 
-def _plan_run(config: Config, run: dict[str, Any], target: Machine, measurements: dict[str, float]) -> PlannedRun:
+def _plan_run(
+    config: Config, run: dict[str, Any], target: Machine, measurements: dict[str, float], priority: int
+) -> PlannedRun:
     scalars = run_section("", run)
     model = resolve_model(run_section("model", run), config.data.vocab_size)
     params = count_params(model).params
@@ -98,7 +99,8 @@ def _plan_run(config: Config, run: dict[str, Any], target: Machine, measurements
         seed=scalars.seed,
         weight_average=scalars.weight_average,
     )
-    planned = PlannedRun(spec, config.source, _execution(config.execution, spec, target.device))
+    execution = _execution(config.execution, spec, target.device)
+    planned = PlannedRun(spec, config.source, execution, priority=priority)
     [seconds], measured = estimate_seconds([planned], target, measurements)
     costs = {
         "params": float(params),

@@ -13,12 +13,13 @@ import heapq
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sweep.accounting import count_params
 from sweep.estimate import Machine, evaluations, pass_costs, stack_phases
 from sweep.ladder import activation_bytes, largest_divisor
 from sweep.phases import phases
-from sweep.spec import PlannedRun
+from sweep.spec import Execution, PlannedRun
 
 RUN_BYTES = 20  # a parameter: weights, gradients, two moments, average
 # Tokens of a pass, all runs together: more no longer share the overhead by much and leave the caches.
@@ -94,8 +95,13 @@ def _stackable(run: PlannedRun) -> bool:
 def _likeness(run: PlannedRun) -> Hashable:
     """What the runs of a stack have in common."""
     spec = run.spec
-    execution = dataclasses.replace(run.execution, micro_batch=None)
+    execution = _with_micro(run.execution, None)
     return spec.model, spec.data, spec.precision, spec.weight_average > 0, run.source, execution, run.priority
+
+
+@lru_cache(maxsize=4096)
+def _with_micro(execution: Execution, micro: int | None) -> Execution:
+    return dataclasses.replace(execution, micro_batch=micro)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class _Family:
         if len(members) == 1:
             return _Stack(ordered, micros, members[0].own + members[0].calls)
         most = [micro or member.batch for micro, member in zip(micros, ordered, strict=True)]
-        found = phases([(m.sequences, m.batch, micro) for m, micro in zip(ordered, most, strict=True)])
+        found = phases(tuple((m.sequences, m.batch, micro) for m, micro in zip(ordered, most, strict=True)))
         seconds = self.calls * sum(phase.passes for phase in found) + sum(member.own for member in members)
         return _Stack(ordered, micros, seconds)
 
@@ -180,7 +186,8 @@ def _families(runs: list[PlannedRun], target: Machine, keep_micro: bool) -> list
     model = runs[0].spec.model
     calls, token = pass_costs(runs[0], target)
     half = target.memory / 2  # one for the runs' states, one for a pass
-    room = max(1, int(min(PASS_TOKENS[target.device], half / activation_bytes(model)) / model.n_ctx))
+    kept = activation_bytes(model, attention=target.device == "cpu")
+    room = max(1, int(min(PASS_TOKENS[target.device], half / kept) / model.n_ctx))
     passing = runs[0].execution.micro_batch or 1 if keep_micro else 1
     most = max(1, min(room // passing, int(half / RUN_BYTES / count_params(model).total)))
     by_batch: dict[int, list[_Member]] = {}
@@ -223,8 +230,6 @@ def _assigned(runs: Sequence[PlannedRun], found: Iterable[_Stack]) -> list[Plann
         if run.run_id in place:
             stack, micro = place[run.run_id]
             number = numbers.setdefault(id(stack), len(numbers))
-            run = dataclasses.replace(
-                run, stack=number, execution=dataclasses.replace(run.execution, micro_batch=micro)
-            )
+            run = dataclasses.replace(run, stack=number, execution=_with_micro(run.execution, micro))
         out.append(run)
     return out
