@@ -66,8 +66,9 @@ class Tracker:
             self.mirror.failed(error)
 
     def finish(self, status: str) -> None:
-        """The run has ended for now with `status`."""
-        if self.dead or self.run is None:
+        """The run has ended for now with `status`. Where W&B has failed since this tracker began it is not waited for
+        again."""
+        if self.dead or self.run is None or self.run.destination != self.mirror.destination:
             return
         try:
             if problem := self.run.finish(status):

@@ -156,6 +156,7 @@ def _settings(wandb: Any) -> Any:
         "disable_git": True,  # the manifest has it
         "save_code": False,
         "x_disable_stats": True,
+        "reinit": "create_new",  # beside the other runs of its stack
         "init_timeout": NETWORK_SECONDS,
         "finish_timeout": NETWORK_SECONDS,
         "finish_timeout_raises": True,  # so that the run is not marked as mirrored

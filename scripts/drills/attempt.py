@@ -11,15 +11,14 @@ import sys
 from pathlib import Path
 
 from sweep.config import TrackingConfig
-from sweep.launch.worker import Job, train_job
+from sweep.launch.attempt import Job, Task, train_job
 from sweep.plan import read_plan
 from sweep.tracking import Mirror
 
 if __name__ == "__main__":
     directory, corpus, run_id, restart = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     planned = next(run for run in read_plan(directory / "plan.jsonl") if run.run_id == run_id)
-    job = Job(planned, directory / "runs" / run_id, corpus)
-    ended = train_job(
-        job, "cpu", Mirror(TrackingConfig("none", "", None, "offline")), lambda row: None, claim=(1, restart)
-    )
+    job = Job((Task(planned, directory / "runs" / run_id),), corpus)
+    mirror = Mirror(TrackingConfig("none", "", None, "offline"))
+    (ended,) = train_job(job, "cpu", mirror, lambda message: None, claim=(1, restart))
     print(ended.status, ended.error)

@@ -41,8 +41,12 @@ def ended_for_good(
     ]
 
 
+def failed_attempts(status: Mapping[str, Any]) -> int:
+    """Attempts at a run that have failed since a person asked for it. Those that ran out of memory and left a smaller
+    micro-batch to the next are its progress, so that they do not count."""
+    return int(status.get("failures", 0)) - len(status.get("halved_in", ()))
+
+
 def failed_for_good(status: Mapping[str, Any], retries: int) -> bool:
-    """Whether a run has failed and is not to be tried again unless a person asks. Attempts that ran out of memory and
-    left a smaller micro-batch to the next are its progress, so that they do not count."""
-    failures = status.get("failures", 0) - len(status.get("halved_in", ()))
-    return status["status"] == "failed" and (failures > retries or status.get("retry") is False)
+    """Whether a run has failed and is not to be tried again unless a person asks."""
+    return status["status"] == "failed" and (failed_attempts(status) > retries or status.get("retry") is False)

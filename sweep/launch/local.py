@@ -1,7 +1,7 @@
-"""Launcher for one machine: worker processes fed with runs, the longest first.
+"""Launcher for one machine: worker processes fed with stacks of runs, the longest first.
 
-A run's end is read from the record, never from a worker's exit code. A worker that dies fails its run and is replaced;
-the sweep goes on. Nothing here knows what a run does.
+A run's end is read from the record, never from a worker's exit code. A worker that dies fails the runs it had and is
+replaced; the sweep goes on. Nothing here knows what a run does.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from multiprocessing.process import BaseProcess
 from sweep.config import TrackingConfig
 from sweep.estimate import available_cores, plan_device
 from sweep.launch import worker
+from sweep.launch.attempt import Ended, Evaluated, Job, Task
 from sweep.launch.failures import common_failure
 from sweep.launch.freeze import Frozen, recorded_status
 from sweep.launch.progress import Progress
-from sweep.launch.worker import Ended, Evaluated, Job, Ready
+from sweep.launch.worker import Ready
 from sweep.launcher import LocalLauncher
 from sweep.lease import LeaseLost, hold, is_held
 from sweep.record import RunRecord
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
+from sweep.stacking import stacks
 
 START_ATTEMPTS = 3  # workers in a row that may die before they ask for their first run
 
@@ -58,22 +60,24 @@ def devices(asked: str) -> list[str]:
 def launch(frozen: Frozen, launcher: LocalLauncher, tracking: TrackingConfig) -> Outcome:
     """Train every unfinished run of the sweep. Returns when all have ended or the sweep was stopped by a signal."""
     left = frozen.unfinished()
+    groups = stacks(left)
     names = devices(launcher.device)
     on_cpu = names == ["cpu"]
     if launcher.workers == "auto":
-        count = max(1, available_cores() // launcher.threads) if on_cpu else len(names)
+        most = max(1, available_cores() // launcher.threads) if on_cpu else len(names)
     else:
-        count = launcher.workers
-    count = min(count, len(left))
+        most = launcher.workers
+    count = min(most, len(groups))
     finished = len(frozen.runs) - len(left)
     with Progress(frozen, left) as progress:
+        stacked = f", {'the others ' * bool(finished)}in {len(groups)} stacks" * (len(groups) < len(left))
         progress.say(
-            f"{frozen.sweep_dir}: {len(frozen.runs)} runs" + (f", {finished} of them finished" * bool(finished))
+            f"{frozen.sweep_dir}: {len(frozen.runs)} runs" + f", {finished} of them finished" * bool(finished) + stacked
         )
         if left:
             per = f"{launcher.threads} thread{'s' * (launcher.threads > 1)} each"
             progress.say(f"{count} worker{'s' * (count > 1)} on {', '.join(names)}" + (f", {per}" * on_cpu))
-        return Pool(frozen, launcher, names, tracking, progress).run(left, count)
+        return Pool(frozen, launcher, names, tracking, progress).run(groups, most)
 
 
 @dataclass
@@ -81,33 +85,34 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     device: str
-    job: Job | None = None
-    asked: bool = False  # has asked for a run, so its start has worked
+    tasks: dict[str, Task] = field(default_factory=dict)  # run_id -> a run it was given that has not ended
+    asked: bool = False  # has asked for runs, so its start has worked
 
 
 class Pool:
-    """Worker processes and the queue of runs they empty."""
+    """Worker processes and the queue of groups they empty."""
 
     def __init__(
         self, frozen: Frozen, launcher: LocalLauncher, names: list[str], tracking: TrackingConfig, progress: Progress
     ) -> None:
         self.frozen, self.launcher, self.names = frozen, launcher, names
         self.tracking, self.progress = tracking, progress
-        self.queue: deque[PlannedRun] = deque()
+        self.queue: deque[list[PlannedRun]] = deque()
         self.workers: list[_Worker] = []
+        self.most = 0  # workers at a time
         self.failures: Counter[str] = Counter()
         self.results: list[tuple[str, str | None]] = []  # status and error of the runs that have ended for good
         self.lost_starts = 0
         self.stopping = 0  # signals so far
         self.outcome = Outcome()
 
-    def run(self, left: list[PlannedRun], count: int) -> Outcome:
-        """Train the runs of `left` on `count` workers."""
-        self.queue.extend(left)
+    def run(self, groups: list[list[PlannedRun]], most: int) -> Outcome:
+        """Train the runs of `groups` on at most `most` workers."""
+        self.queue.extend(groups)
+        self.most = most
         with self._signals():
             try:
-                for i in range(count):
-                    self._start(self.names[i % len(self.names)])
+                self._start_workers()
                 while self.workers:
                     self._step()
             finally:
@@ -124,6 +129,7 @@ class Pool:
         by_pipe = {w.pipe: w for w in self.workers}
         for pipe in wait(list(by_pipe), timeout=0.5):
             self._receive(by_pipe[pipe])  # type: ignore[index]
+        self._start_workers()
 
     def _receive(self, sender: _Worker) -> None:
         try:
@@ -134,20 +140,20 @@ class Pool:
         if isinstance(message, Ready):
             sender.asked, self.lost_starts = True, 0
             self._give(sender)
-        elif isinstance(message, Evaluated) and sender.job is not None:
-            self.progress.evaluated(sender.job.planned, message.row)
-        elif isinstance(message, Ended) and sender.job is not None:
-            job, sender.job = sender.job, None
-            self._ended(job.planned, message)
+        elif isinstance(message, Evaluated):
+            self.progress.evaluated(sender.tasks[message.run_id].planned, message.row)
+        elif isinstance(message, Ended):
+            self._ended(sender.tasks.pop(message.run_id).planned, message)
 
     def _give(self, idle: _Worker) -> None:
-        idle.job = None
+        job = None
         if self.queue and not self.stopping:
-            planned = self.queue.popleft()
-            failures = self.failures[planned.run_id]
-            idle.job = Job(planned, self.frozen.run_dir(planned), self.frozen.corpus(planned), failures)
+            group = self.queue.popleft()
+            tasks = tuple(Task(run, self.frozen.run_dir(run), self.failures[run.run_id]) for run in group)
+            idle.tasks = {task.run_id: task for task in tasks}
+            job = Job(tasks, self.frozen.corpus(group[0]))
         with contextlib.suppress(OSError):  # it has died meanwhile; its pipe says so next
-            idle.pipe.send(idle.job)
+            idle.pipe.send(job)
 
     def _ended(self, planned: PlannedRun, ended: Ended) -> None:
         if ended.status == "running" and self.stopping:
@@ -156,7 +162,7 @@ class Pool:
             self.outcome.errors[planned.run_id] = ended.error
             return
         if ended.status == "running":
-            ended = Ended("failed", "its worker was told to stop, but not by this sweep")
+            ended = Ended(planned.run_id, "failed", "its worker was told to stop, but not by this sweep")
         if ended.status == "failed":
             self.failures[planned.run_id] += 1
             if ended.retry and self.failures[planned.run_id] <= self.launcher.retries and not self.stopping:
@@ -171,26 +177,33 @@ class Pool:
             self._stop()
 
     def _try_again(self, planned: PlannedRun) -> None:
+        """Queue a run that has failed by itself: it may be what has failed the others of its stack."""
         if any(status != "failed" for status, _ in self.results):
-            self.queue.append(planned)
+            self.queue.append([planned])
         else:  # nothing has worked so far: whether it can is seen soonest so
-            self.queue.appendleft(planned)
+            self.queue.appendleft([planned])
 
     def _gone(self, lost: _Worker) -> None:
-        """A worker's pipe has closed: it has ended, or it was killed together with its run."""
+        """A worker's pipe has closed: it has ended, or it was killed together with its runs."""
         lost.process.join()
         lost.pipe.close()
         self.workers.remove(lost)
-        job, code = lost.job, lost.process.exitcode or 0
-        if job is not None and not self.stopping:
-            error = f"worker killed by signal {-code}" if code < 0 else f"worker ended with exit code {code}"
-            self._ended(job.planned, buried(job, error))
+        code = lost.process.exitcode or 0
+        error = f"worker killed by signal {-code}" if code < 0 else f"worker ended with exit code {code}"
+        for task in lost.tasks.values() if not self.stopping else ():
+            self._ended(task.planned, buried(task, error))
         if not lost.asked:
             self.lost_starts += 1
             if self.lost_starts >= START_ATTEMPTS and not self.stopping:
                 raise RuntimeError(f"{self.lost_starts} workers ended at their start (exit code {code}); see above")
-        if len(self.queue) > sum(w.job is None for w in self.workers) and not self.stopping:
-            self._start(lost.device)
+
+    def _start_workers(self) -> None:
+        """Start the workers that the queue lacks, each on the device that has the fewest."""
+        idle = sum(not w.tasks for w in self.workers)
+        wanted = 0 if self.stopping else min(len(self.queue) - idle, self.most - len(self.workers))
+        for _ in range(wanted):
+            load = Counter(w.device for w in self.workers)
+            self._start(min(self.names, key=load.__getitem__))
 
     def _start(self, device: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -224,18 +237,18 @@ class Pool:
                 signal.signal(number, handler)
 
 
-def buried(job: Job, error: str) -> Ended:
-    """How the run of a worker that has died has ended: failed with `error`, which its record says from now on, unless
-    it was finished or somebody else trains it."""
+def buried(task: Task, error: str) -> Ended:
+    """How a run of a worker that has died has ended: failed with `error`, which its record says from now on, unless it
+    was finished or somebody else trains it."""
     try:
-        with hold(job.run_dir, "run") as lease:
-            record = RunRecord(job.run_dir, lease)
+        with hold(task.run_dir, "run") as lease:
+            record = RunRecord(task.run_dir, lease)
             if finished := record.adopt():
-                return Ended(finished)
+                return Ended(task.run_id, finished)
             record.fail(error)
     except (OSError, InputError, LeaseLost):  # the record cannot say so; the sweep does
         pass
-    return Ended("failed", error)
+    return Ended(task.run_id, "failed", error)
 
 
 def status_of(frozen: Frozen, planned: PlannedRun, outcome: Outcome) -> str:

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.compose import packaged_configs, settle
 from sweep.config import TrackingConfig, read_config
+from sweep.launch.attempt import Ended, Evaluated, Job, Task, train_job
 from sweep.launch.freeze import as_begun, has_result, on_text, recorded_status
 from sweep.launch.local import devices
-from sweep.launch.worker import Job, train_job
 from sweep.launcher import SlurmLauncher
 from sweep.plan import plan_one
 from sweep.schema import RUNS_DIR, InputError
@@ -82,12 +82,14 @@ def _train(planned: PlannedRun, sweep_dir: Path, device: str, tracking: Tracking
 
     run_dir = sweep_dir / RUNS_DIR / planned.run_id
     [planned], corpora = world.first(lambda: on_text(sweep_dir, [as_begun(planned, run_dir)], progress=True))
-    job = Job(planned, run_dir, corpora[planned.data_hash or ""])
-    ended = train_job(job, device, Mirror(tracking), _show, world=world)
+    job = Job((Task(planned, run_dir),), corpora[planned.data_hash or ""])
+    (ended,) = train_job(job, device, Mirror(tracking), _show, world=world)
     if ended.status == "failed":
         raise RunFailed(ended.error) if ended.retry else InputError(ended.error)
     return ended.status
 
 
-def _show(row: dict[str, Any]) -> None:
-    print(f"step {row['step']:>8}  tokens {row['tokens']:>12.0f}  test loss {row['test_loss']:.4f}", flush=True)
+def _show(message: Evaluated | Ended) -> None:
+    if isinstance(message, Evaluated):
+        row = message.row
+        print(f"step {row['step']:>8}  tokens {row['tokens']:>12.0f}  test loss {row['test_loss']:.4f}", flush=True)

@@ -31,13 +31,13 @@ LONG = ("horizon.steps=900", "execution.checkpoint_seconds=1000")
 
 
 class Job:
-    """The sweep of `commands` as one job, started as often as asked."""
+    """The sweep of `commands` as one job, started as often as asked; its runs one after another unless asked."""
 
     def __init__(self, commands: Commands, *overrides: str) -> None:
         os.environ["ISOLOSS_CACHE"] = commands.env["ISOLOSS_CACHE"]
         self.folder, self.env = commands.folder, commands.env
         self.sweep_dir = commands.folder / "out"
-        self.frozen: Frozen = freeze(self.sweep_dir, commands.plan(*overrides))
+        self.frozen: Frozen = freeze(self.sweep_dir, commands.plan("launcher.stack=off", *overrides))
         self.dirs = [self.frozen.run_dir(run) for run in self.frozen.runs]
         self.number = reserve(self.sweep_dir)
         self.processes: list[subprocess.Popen[str]] = []

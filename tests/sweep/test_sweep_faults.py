@@ -48,8 +48,10 @@ def test_of_two_sweeps_started_at_once_one_trains_and_the_other_is_refused(comma
         assert steps == sorted(set(steps))
 
 
-def test_a_sweep_whose_first_runs_fail_alike_stops_and_says_why(commands: Commands) -> None:
-    more = "grid.blocks.run.product.batch_tokens=[128,256,384,512,640]", "data.max_epochs=100"
+@pytest.mark.parametrize(("stack", "others"), [("off", 0), ("on", 1)])
+def test_a_sweep_whose_first_runs_fail_alike_stops_and_says_why(commands: Commands, stack: str, others: int) -> None:
+    more = ("grid.blocks.run.product.batch_tokens=[128,256,384,512,640]", "data.max_epochs=100",
+            f"launcher.stack={stack}")  # fmt: skip
     out = commands.folder / "out"
     for run in commands.plan(*more):
         (out / RUNS_DIR / run.run_id / METRICS_FILE).mkdir(parents=True)  # a folder where the record wants a file
@@ -59,9 +61,9 @@ def test_a_sweep_whose_first_runs_fail_alike_stops_and_says_why(commands: Comman
         r"isoloss: the first 2 runs that ended have all failed with: IsADirectoryError: .*metrics\.jsonl'; .*\n", err
     )
     state = sweep_status(out)
-    assert state.counts == {"planned": 3, "failed": 2}
-    assert sorted(run.attempts for run in state.runs) == [0, 0, 0, 2, 2]
-    assert _counts(said) == {"planned": 3, "failed": 2}
+    counts = {"failed": 5} if others else {"planned": 3, "failed": 2}
+    assert state.counts == _counts(said) == counts
+    assert sorted(run.attempts for run in state.runs) == [others, others, others, 2, 2]  # one by one at the second
 
     for run in state.runs:
         (out / RUNS_DIR / run.run_id / METRICS_FILE).rmdir()

@@ -19,7 +19,7 @@ from commands import Commands
 from sweep.cli import main
 from sweep.config import TrackingConfig
 from sweep.corpus import prepare
-from sweep.launch.worker import Ended, Job, train_job
+from sweep.launch.attempt import Ended, Evaluated, Job, Task, train_job
 from sweep.record import read_record, read_status, read_steps, write_status
 from sweep.schema import RUNS_DIR
 from sweep.spec import PlannedRun
@@ -41,16 +41,18 @@ class Runs:
         self.run_dir = self.sweep_dir / RUNS_DIR / self.planned.run_id
         self.said: list[str] = []
 
-    def train(self, tracking: TrackingConfig = OFFLINE, stop_at: int | None = None) -> Ended:
-        """Train or resume the run; ask it to stop at its first evaluation from step `stop_at` on."""
+    def train(self, tracking: TrackingConfig = OFFLINE, stop_at: int | None = None) -> str:
+        """Train or resume the run; ask it to stop at its first evaluation from step `stop_at` on. Returns its
+        status."""
 
-        def evaluated(row: dict[str, Any]) -> None:
-            if stop_at is not None and row["step"] >= stop_at:
+        def hear(message: Evaluated | Ended) -> None:
+            if stop_at is not None and isinstance(message, Evaluated) and message.row["step"] >= stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         corpus = prepare(self.planned.spec.data, self.planned.source)
-        job = Job(self.planned, self.run_dir, corpus.path)
-        return train_job(job, "cpu", Mirror(tracking, self.said.append), evaluated)
+        job = Job((Task(self.planned, self.run_dir),), corpus.path)
+        (ended,) = train_job(job, "cpu", Mirror(tracking, self.said.append), hear)
+        return ended.status
 
     def folder(self) -> Path:
         """The one offline run there is."""
@@ -97,7 +99,7 @@ def whole(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_live_mirror_holds_the_record(runs: Runs) -> None:
-    assert runs.train() == Ended("done")
+    assert runs.train() == "done"
     assert runs.said == []
     assert_mirrors(runs.folder(), runs.run_dir)
     summary = json.loads(inspect(runs.folder(), "--summary"))
@@ -122,20 +124,20 @@ def test_no_key_gets_into_what_is_written(runs: Runs) -> None:
 
 
 def test_a_resumed_run_has_one_whole_mirror(runs: Runs) -> None:
-    assert runs.train(stop_at=10) == Ended("running")
+    assert runs.train(stop_at=10) == "running"
     part = history(runs.folder())
     assert 0 < part[-1]["step"] < runs.planned.spec.steps
-    assert runs.train() == Ended("done")
+    assert runs.train() == "done"
     assert_mirrors(runs.folder(), runs.run_dir)
 
 
 def test_sync_writes_what_is_missing_once(runs: Runs) -> None:
-    assert runs.train(NONE, stop_at=10) == Ended("running")
+    assert runs.train(NONE, stop_at=10) == "running"
     assert not (runs.sweep_dir / "wandb").exists()
     assert sync(runs.sweep_dir, HERE, runs.said.append).written == [runs.planned.run_id]
     assert len(history(runs.folder())) == len(read_record(runs.run_dir).rows)
 
-    assert runs.train(NONE) == Ended("done")
+    assert runs.train(NONE) == "done"
     assert sync(runs.sweep_dir, HERE, runs.said.append).written == [runs.planned.run_id]
     assert_mirrors(runs.folder(), runs.run_dir)
 
@@ -191,7 +193,7 @@ def test_a_run_that_ended_before_its_first_steps_were_written_lacks_nothing(runs
 def test_a_mirror_that_cannot_be_written_never_hurts_the_run(runs: Runs) -> None:
     runs.sweep_dir.mkdir()
     (runs.sweep_dir / "wandb").write_text("a file where W&B wants a folder")
-    assert runs.train() == Ended("done")
+    assert runs.train() == "done"
     assert (read_status(runs.run_dir) or {})["status"] == "done"
     assert len(runs.said) == 1
     assert "isoloss sync" in runs.said[0]

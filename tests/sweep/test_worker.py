@@ -18,8 +18,8 @@ from commands import Commands, finish, until
 from faults import fill
 
 from sweep.config import TrackingConfig
+from sweep.launch.attempt import Ended, Evaluated, Job, Task, train_job
 from sweep.launch.freeze import freeze
-from sweep.launch.worker import SUPERSEDED, Ended, Job, train_job
 from sweep.lease import is_held, newest_number, take
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, METRICS_FILE, STATUS_FILE
@@ -30,26 +30,29 @@ from sweep.tracking import Mirror
 
 LONG = ("grid.blocks.run.product.batch_tokens=[128]", "horizon.steps=1200", "execution.checkpoint_seconds=0.1",
         "execution.eval_points_per_decade=12", "data.max_epochs=100")  # fmt: skip
+SUPERSEDED = "running", "superseded by a later attempt", False
 SILENT = Mirror(TrackingConfig("none", "", None, "offline"))
 
-# Arguments: sweep_dir, directory of the token files, restart. Trains the first run of the plan; with one more argument
-# rank 1 cannot, for an error of its own.
+# Arguments: sweep_dir, directory of the token files, restart. Trains the runs of the plan and prints how they end; with
+# one more argument rank 1 cannot, for an error of its own.
 ATTEMPT = """
-import sys
+import dataclasses, sys
 from pathlib import Path
 from sweep.config import TrackingConfig
-from sweep.launch.worker import Job, train_job
+from sweep.launch.attempt import Job, Task, train_job
 from sweep.plan import read_plan
 from sweep.tracking import Mirror
 from sweep.world import join
 
 out, corpus = map(Path, sys.argv[1:3])
-planned = read_plan(out / "plan.jsonl")[0]
+plan = read_plan(out / "plan.jsonl")
 mirror = Mirror(TrackingConfig("none", "", None, "offline"))
 with join() as world:
-    broken = world.rank == 1 and len(sys.argv) > 4
-    job = Job(None if broken else planned, out / "runs" / planned.run_id, corpus)
-    print(train_job(job, "cpu", mirror, lambda row: None, (1, int(sys.argv[3])), world))
+    if world.rank == 1 and len(sys.argv) > 4:
+        plan = [dataclasses.replace(planned, execution=None) for planned in plan]
+    job = Job(tuple(Task(planned, out / "runs" / planned.run_id) for planned in plan), corpus)
+    for ended in train_job(job, "cpu", mirror, lambda message: None, (1, int(sys.argv[3])), world):
+        print(ended)
 """
 
 
@@ -74,9 +77,13 @@ class Attempts:
         )
         return self.started[-1]
 
-    def job(self) -> Job:
+    def job(self, failures: int = 0) -> Job:
         """The run."""
-        return Job(self.planned, self.run_dir, self.frozen.corpus(self.planned))
+        return Job((Task(self.planned, self.run_dir, failures),), self.frozen.corpus(self.planned))
+
+    def ended(self, *fields: Any) -> Ended:
+        """The run's end, by the other fields."""
+        return Ended(self.planned.run_id, *fields)
 
     def reach(self, step: int, process: subprocess.Popen[str]) -> None:
         """Wait until a process has evaluated at `step` and written a checkpoint."""
@@ -96,7 +103,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOLOSS_CACHE", str(cache))
         attempts = Attempts(Commands(folder, cache), folder / "out")
-    assert finish(attempts.start()) == (0, f"{Ended('done')}\n", "")
+    assert finish(attempts.start()) == (0, f"{attempts.ended('done')}\n", "")
     return attempts.run_dir
 
 
@@ -113,6 +120,12 @@ def attempts(commands: Commands) -> Iterator[Attempts]:
     for process in found.started:
         process.kill()
         process.communicate()
+
+
+def broken(message: Evaluated | Ended) -> None:
+    """A report that fails at the first evaluation."""
+    if isinstance(message, Evaluated):
+        raise ValueError("the report\nis broken")
 
 
 def assert_one_record(run_dir: Path, undisturbed: Path, attempts: int) -> None:
@@ -141,7 +154,7 @@ def test_a_killed_attempt_and_a_cut_line_cost_nothing(attempts: Attempts, undist
         (attempts.run_dir / f"{STATUS_FILE}.0123abcd.part").write_text('{"status": "do')
         assert not is_held(attempts.run_dir)
         assert (read_status(attempts.run_dir) or {})["status"] == "running"
-    assert finish(attempts.start(2))[1] == f"{Ended('done')}\n"
+    assert finish(attempts.start(2))[1] == f"{attempts.ended('done')}\n"
     assert_one_record(attempts.run_dir, undisturbed, attempts=3)
 
 
@@ -153,8 +166,8 @@ def test_a_zombie_attempt_leaves_no_trace(attempts: Attempts, undisturbed: Path)
     until(lambda: newest_number(attempts.run_dir) == 2, later)
     attempts.reach(100, later)
     zombie.send_signal(signal.SIGCONT)
-    assert finish(zombie) == (0, f"{SUPERSEDED}\n", "")
-    assert finish(later) == (0, f"{Ended('done')}\n", "")
+    assert finish(zombie) == (0, f"{attempts.ended(*SUPERSEDED)}\n", "")
+    assert finish(later) == (0, f"{attempts.ended('done')}\n", "")
     assert_one_record(attempts.run_dir, undisturbed, attempts=2)
 
 
@@ -162,10 +175,10 @@ def test_a_zombie_that_wakes_after_the_end_leaves_no_trace(attempts: Attempts, u
     zombie = attempts.start(0)
     attempts.reach(50, zombie)
     zombie.send_signal(signal.SIGSTOP)
-    assert finish(attempts.start(1)) == (0, f"{Ended('done')}\n", "")
+    assert finish(attempts.start(1)) == (0, f"{attempts.ended('done')}\n", "")
     before = {path: path.read_bytes() for path in attempts.run_dir.rglob("*") if path.is_file()}
     zombie.send_signal(signal.SIGCONT)
-    assert finish(zombie) == (0, f"{SUPERSEDED}\n", "")
+    assert finish(zombie) == (0, f"{attempts.ended(*SUPERSEDED)}\n", "")
     assert {path: path.read_bytes() for path in attempts.run_dir.rglob("*") if path.is_file()} == before
     assert_one_record(attempts.run_dir, undisturbed, attempts=2)
 
@@ -187,17 +200,17 @@ def test_a_full_disk_costs_nothing_but_time(commands: Commands, small_disk: Path
     assert read_record(attempts.run_dir).problems == []
     assert kept == [row["step"] for row in read_record(undisturbed).rows][: len(kept)]
     ballast.unlink()
-    assert finish(attempts.start(1))[:2] == (0, f"{Ended('done')}\n")
+    assert finish(attempts.start(1))[:2] == (0, f"{attempts.ended('done')}\n")
     assert_one_record(attempts.run_dir, undisturbed, attempts=2)
 
 
 def test_an_attempt_superseded_between_two_evaluations_ends_without_a_word(attempts: Attempts) -> None:
-    def supersede(row: dict[str, Any]) -> None:
-        if row["step"] >= 100 and newest_number(attempts.run_dir) == 1:
+    def supersede(message: Evaluated | Ended) -> None:
+        past = isinstance(message, Evaluated) and message.row["step"] >= 100
+        if past and newest_number(attempts.run_dir) == 1:
             take(attempts.run_dir, "run", (1, 1))
 
-    ended = train_job(attempts.job(), "cpu", SILENT, supersede, claim=(1, 0))
-    assert ended == SUPERSEDED
+    assert train_job(attempts.job(), "cpu", SILENT, supersede, claim=(1, 0)) == [attempts.ended(*SUPERSEDED)]
     status = read_status(attempts.run_dir) or {}
     assert (status["status"], status["attempt"], status["error"]) == ("running", 1, None)
 
@@ -205,20 +218,17 @@ def test_an_attempt_superseded_between_two_evaluations_ends_without_a_word(attem
 def test_a_result_is_not_made_again_but_becomes_the_attempts(undisturbed: Path, tmp_path: Path) -> None:
     number, attempts = newest_number(undisturbed), (read_status(undisturbed) or {})["attempts"]
     planned = PlannedRun(read_record(undisturbed).spec, *_defaults())
-    ended = train_job(Job(planned, undisturbed, tmp_path / "no such corpus"), "cpu", SILENT, print)
-    assert ended == Ended("done")
+    job = Job((Task(planned, undisturbed),), tmp_path / "no such corpus")
+    assert train_job(job, "cpu", SILENT, print) == [Ended(planned.run_id, "done")]
     status = read_status(undisturbed) or {}
     assert (status["status"], status["attempt"], status["attempts"]) == ("done", number + 1, attempts)
     assert not is_held(undisturbed)
 
 
 def test_an_error_is_recorded_with_its_traceback_and_counted(attempts: Attempts) -> None:
-    def broken(row: dict[str, Any]) -> None:
-        raise ValueError("the report\nis broken")
-
     for restart in range(3):
-        ended = train_job(attempts.job(), "cpu", SILENT, broken, claim=(1, restart))
-        assert ended == Ended("failed", "ValueError: the report is broken")
+        (ended,) = train_job(attempts.job(), "cpu", SILENT, broken, claim=(1, restart))
+        assert ended == attempts.ended("failed", "ValueError: the report is broken")
         status = read_status(attempts.run_dir) or {}
         assert (status["status"], status["error"], status["failures"]) == ("failed", ended.error, restart + 1)
         assert "in broken" in (attempts.run_dir / "error.txt").read_text()
@@ -228,17 +238,14 @@ def test_an_error_is_recorded_with_its_traceback_and_counted(attempts: Attempts)
 
 
 def test_failures_of_this_call_that_the_record_does_not_know_count_too(attempts: Attempts) -> None:
-    def broken(row: dict[str, Any]) -> None:
-        raise ValueError
-
-    train_job(dataclasses.replace(attempts.job(), failures=1), "cpu", SILENT, broken)  # the first could not be written
+    train_job(attempts.job(failures=1), "cpu", SILENT, broken)  # the first could not be written
     assert (read_status(attempts.run_dir) or {})["failures"] == 2
     train_job(attempts.job(), "cpu", SILENT, broken)  # a person has asked again
     assert (read_status(attempts.run_dir) or {})["failures"] == 1
 
 
 def test_a_run_that_failed_before_it_began_is_shown_without_a_plan_too(attempts: Attempts) -> None:
-    ended = train_job(dataclasses.replace(attempts.job(), corpus=Path("nowhere")), "cpu", SILENT, print)
+    (ended,) = train_job(dataclasses.replace(attempts.job(), corpus=Path("nowhere")), "cpu", SILENT, print)
     (attempts.frozen.sweep_dir / "plan.jsonl").unlink()
     (run,) = sweep_status(attempts.frozen.sweep_dir).runs
     assert (run.shown, run.error) == ("failed", ended.error)
@@ -247,7 +254,7 @@ def test_a_run_that_failed_before_it_began_is_shown_without_a_plan_too(attempts:
 def test_unusable_input_is_not_tried_again(attempts: Attempts) -> None:
     (attempts.run_dir).mkdir(parents=True)
     (attempts.run_dir / "spec.json").write_text('{"run_id": "another"}')
-    ended = train_job(attempts.job(), "cpu", SILENT, print)
+    (ended,) = train_job(attempts.job(), "cpu", SILENT, print)
     assert (ended.status, ended.retry) == ("failed", False)
     assert "holds run another" in (ended.error or "")
     status = read_status(attempts.run_dir) or {}
@@ -255,24 +262,24 @@ def test_unusable_input_is_not_tried_again(attempts: Attempts) -> None:
     assert not (attempts.run_dir / "error.txt").exists()
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("failing", [False, True])
 def test_two_ranks_train_under_one_lease_and_the_error_of_either_is_recorded(
-    attempts: Attempts, undisturbed: Path, broken: bool
+    attempts: Attempts, undisturbed: Path, failing: bool
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    more = ["broken"] * broken
+    more = ["fail"] * failing
     ranks = [attempts.start(0, *more, RANK=str(rank), LOCAL_RANK=str(rank), **where) for rank in range(2)]
     outcomes = [finish(process) for process in ranks]
     status = read_status(attempts.run_dir) or {}
-    if broken:
+    if failing:
         assert ["AttributeError" in out for _, out, _ in outcomes] == [True, True], outcomes
         assert (status["status"], status["failures"], status["attempt"]) == ("failed", 1, 1)
         assert status["error"].startswith("AttributeError: 'NoneType'")
         assert "in train_run" in (attempts.run_dir / "error.txt").read_text()
         return
-    assert [out for _, out, _ in outcomes] == [f"{Ended('done')}\n"] * 2, outcomes
+    assert [out for _, out, _ in outcomes] == [f"{attempts.ended('done')}\n"] * 2, outcomes
     assert (status["status"], status["attempts"], status["attempt"]) == ("done", 1, 1)
     losses, expected = ([row["test_loss"] for row in read_record(d).rows] for d in (attempts.run_dir, undisturbed))
     np.testing.assert_allclose(losses, expected, rtol=1e-3)

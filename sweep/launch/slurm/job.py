@@ -1,4 +1,5 @@
-"""What a job does: trains its runs one after another in one process, or in several that share each run.
+"""What a job does: trains its runs, one stack after another in one process, or one run after another in several
+processes that share each.
 
 It ends with exit code 0 where its runs have results, 1 where one has failed, and REQUEUE where it wants to be queued
 again, which the lines of its script after this do.
@@ -13,6 +14,7 @@ import os
 import platform
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +27,13 @@ from sweep.launch.slurm.submission import CANCEL_FILE, FOLDER, STOPPED_FILE, job
 from sweep.run_dir import run_dir
 from sweep.schema import PLAN_FILE, RUNS_DIR, STATUS_FILE
 from sweep.spec import PlannedRun
+from sweep.stacking import stacks
 
 if TYPE_CHECKING:
-    from sweep.launch.worker import Ended
+    from sweep.launch.attempt import Ended, Evaluated
     from sweep.world import World
 
-STARTS_WITHOUT_PROGRESS = 2  # after the first, until a job's current run is given up
+STARTS_WITHOUT_PROGRESS = 2  # after the first, until a job's current run, or its stack, is taken to have failed
 KILL_SLACK_SECONDS = 30  # beyond the cluster's wait between SIGTERM and SIGKILL
 
 Next = Literal["again", "next", "requeue", "wait"]
@@ -104,81 +107,93 @@ class _Work:
         self.pack, self.world, self.interruptions = pack, world, interruptions
         self.device = world.device("cuda:0" if pack.device == "cuda" else pack.device)
         self.mirror = Mirror(pack.tracking)
+        runs = [pack.planned(run_id, offset) for run_id, offset in pack.runs]
+        self.groups = stacks(runs) if world.size == 1 else [[run] for run in runs]
         self.failed = False
 
     def do(self) -> int:
         """Train the runs; returns the exit code."""
         start = self.world.first(self._judge_progress)
-        for run_id, offset in self.pack.runs:
-            following: Next = "again"
-            while following == "again" and self.world.first(partial(self._wanted, run_id)):
-                ended = self._train(run_id, offset)
-                if self.world.broken:  # these processes understand each other no more; rank 0 speaks for them
-                    return self._apart(run_id, ended) if self.world.rank == 0 else 1
-                following = self._after(run_id, ended)
+        waiting = deque(self.groups)
+        while waiting:
+            due = self.world.first(partial(self._due, waiting.popleft()))
+            waiting.extendleft(reversed(due[1:]))
+            if not due:
+                continue
+            ended = self._train(due[0])
+            if self.world.broken:  # these processes understand each other no more; rank 0 speaks for them
+                return self._apart(ended[0]) if self.world.rank == 0 else 1
+            following, again = self._after(due[0], ended)
             if following in ("requeue", "wait") and self.world.first(self._left):
                 self.world.first(partial(self._note, start))
                 if following == "wait":
                     self._wait_for_the_end()
                 return REQUEUE
+            waiting.extendleft([run] for run in reversed(again))
         return 1 if self.failed else 0
 
-    def _apart(self, run_id: str, ended: Ended) -> int:
+    def _due(self, group: list[PlannedRun]) -> list[list[PlannedRun]]:
+        """What of a group is to be trained now, as stacks: a run that has failed before is one by itself, since it may
+        be what has failed the others."""
+        wanted = [run for run in group if self._wanted(run.run_id)]
+        tried = [run for run in wanted if self._has_failed(run.run_id)]
+        fresh = [run for run in wanted if run not in tried]
+        return [fresh] * bool(fresh) + [[run] for run in tried]
+
+    def _apart(self, ended: Ended) -> int:
         """The exit code of rank 0 where another has failed or is gone: afresh, while the run may be tried again. The
         job's exit code may be the other's, so a file says so too."""
-        _say(f"{run_id}  {ended.status}  {ended.error}")
-        self._after_failure(run_id, ended)
+        self._after_failure(ended)
         if not self._left():
             return 1
         again_file(self._notes.parent, self._notes.stem).touch()
         return REQUEUE
 
-    def _train(self, run_id: str, offset: int) -> Ended:
-        from sweep.launch.worker import Ended, Job, train_job
+    def _train(self, group: list[PlannedRun]) -> list[Ended]:
+        from sweep.launch.attempt import Ended, Job, Task, train_job
 
-        pack, folder = self.pack, self.pack.run_dir(run_id)
-        planned = pack.planned(run_id, offset)
-        corpus = Path(pack.corpora[planned.data_hash or ""])
+        pack = self.pack
+        corpus = Path(pack.corpora[group[0].data_hash or ""])
         if missing := next(filter(None, self.world.each(partial(_missing, corpus, self.device))), None):
-            self.world.first(partial(self._give_up, run_id, missing))
-            return Ended("failed", missing, retry=False)
-        unwanted = (folder / CANCEL_FILE).exists if self.world.rank == 0 else None
-        self.interruptions.training(unwanted)
+            for run in group:
+                self.world.first(partial(self._fail, run.run_id, missing))
+            return [Ended(run.run_id, "failed", missing, retry=False) for run in group]
+        job = Job(tuple(Task(run, pack.run_dir(run.run_id)) for run in group), corpus)
+        report = _Report({run.run_id: run.spec.steps for run in group})
+        self.interruptions.training = True
         try:
-            job = Job(planned, folder, corpus)
-            report = _Report(run_id, planned.spec.steps)
-            return train_job(job, self.device, self.mirror, report, pack.claim, self.world)
+            return train_job(
+                job, self.device, self.mirror, report, pack.claim, self.world, lambda task: _cancelled(task.run_dir)
+            )
         finally:
-            self.interruptions.idle()
+            self.interruptions.training = False
 
-    def _after(self, run_id: str, ended: Ended) -> Next:
-        """What follows an attempt at a run; the same on all ranks."""
+    def _after(self, group: list[PlannedRun], ended: list[Ended]) -> tuple[Next, list[PlannedRun]]:
+        """What follows an attempt at a group, and which of its runs are tried again; the same on all ranks."""
         heard = self.world.most(self.interruptions.requeue, self.interruptions.terminate)
         requeue, terminate = map(bool, heard)
-        if self.world.rank == 0:
-            _say(f"{run_id}  {ended.status}" + f"  {ended.error}" * bool(ended.error))
-        following: Next = "next"
-        if ended.status == "failed":
-            following = self.world.first(partial(self._after_failure, run_id, ended))
-        elif ended.status == "running" and not ended.error:  # asked to stop; not superseded by another attempt
-            terminate = terminate or not self.world.first(lambda: self.interruptions.cancelled)
-        if requeue:
-            return "requeue"
-        return "wait" if terminate else following
+        again = []
+        for run, one in zip(group, ended, strict=True):
+            if one.status == "failed":
+                if not self.world.first(partial(self._after_failure, one)):
+                    again.append(run)
+                # an error may have left a GPU unusable to this process
+                requeue = requeue or (one.retry and self.device != "cpu")
+            elif one.status == "running" and not one.error:  # asked to stop; not superseded by another attempt
+                terminate = terminate or not self.world.first(partial(_cancelled, self.pack.run_dir(run.run_id)))
+        return "requeue" if requeue else "wait" if terminate else "next", again
 
-    def _after_failure(self, run_id: str, ended: Ended) -> Next:
+    def _after_failure(self, ended: Ended) -> bool:
+        """Whether a run has failed for good."""
         from sweep.launch.failures import failed_for_good
         from sweep.record import read_status
 
-        status = read_status(self.pack.run_dir(run_id))
-        final = not ended.retry or status is None or failed_for_good(status, self.pack.retries)
-        if final:
+        status = read_status(self.pack.run_dir(ended.run_id))
+        if final := not ended.retry or status is None or failed_for_good(status, self.pack.retries):
             self.failed = True
             if reason := self._hopeless():
                 self._stop(reason)
-        if ended.retry and self.device != "cpu":
-            return "requeue"  # an error may have left the GPU unusable to this process
-        return "next" if final else "again"
+        return final
 
     def _left(self) -> bool:
         return any(self._wanted(run_id) for run_id, _ in self.pack.runs)
@@ -190,7 +205,7 @@ class _Work:
         from sweep.record import read_status
 
         folder = self.pack.run_dir(run_id)
-        if (Path(self.pack.sweep_dir) / FOLDER / STOPPED_FILE).exists() or (folder / CANCEL_FILE).exists():
+        if (Path(self.pack.sweep_dir) / FOLDER / STOPPED_FILE).exists() or _cancelled(folder):
             return False
         status = read_status(folder)
         if status is None or has_result(folder):
@@ -200,6 +215,14 @@ class _Work:
             self.failed = True
             return False
         return True
+
+    def _has_failed(self, run_id: str) -> bool:
+        """Whether an attempt of this submission at a run has failed."""
+        from sweep.launch.failures import failed_attempts
+        from sweep.record import read_status
+
+        status = read_status(self.pack.run_dir(run_id)) or {}
+        return (status.get("claim") or [None])[0] == self.pack.submission and failed_attempts(status) > 0
 
     def _hopeless(self) -> str | None:
         """Why the sweep should stop, as far as the runs that have ended in this submission say."""
@@ -221,19 +244,21 @@ class _Work:
         _say(f"the sweep stops: {reason}")
 
     def _judge_progress(self) -> dict[str, Any]:
-        """Compare the runs with how they stood when the job started before, and give the current one up where nothing
-        has moved for several starts. Returns how they stand."""
+        """Compare the runs with how they stood when the job started before, and take what it is at to have failed where
+        nothing has moved for several starts: a run for good, a stack so that its runs are tried one by one. Returns how
+        they stand."""
         stand: dict[str, Any] = {"runs": [_stand(self.pack.run_dir(run_id)) for run_id, _ in self.pack.runs]}
         before = _read(self._notes)
         idle = before.get("idle", 0) + 1 if before.get("runs") == stand["runs"] else 0
-        if idle >= STARTS_WITHOUT_PROGRESS:
-            for run_id in [run_id for run_id, _ in self.pack.runs if self._wanted(run_id)][:1]:
-                self._give_up(
-                    run_id,
-                    f"no progress within the time limit of {self.pack.minutes} minutes in {idle + 1} starts of its "
-                    "job; raise launcher.time_limit_minutes",
-                )
-                return self._judge_progress()
+        due = next(filter(None, map(self._due, self.groups)), None)
+        if idle >= STARTS_WITHOUT_PROGRESS and due:
+            error = (
+                f"no progress within the time limit of {self.pack.minutes} minutes in {idle + 1} starts of its job; "
+                "raise launcher.time_limit_minutes"
+            )
+            for run in due[0]:
+                self._fail(run.run_id, error, retry=len(due[0]) > 1)
+            return self._judge_progress()
         stand["idle"] = idle
         if self.pack.claim[1]:
             self._note(stand)
@@ -251,14 +276,14 @@ class _Work:
         with contextlib.suppress(OSError):  # a full disk costs a run some patience only
             write_json(self._notes, stand)
 
-    def _give_up(self, run_id: str, error: str) -> None:
+    def _fail(self, run_id: str, error: str, retry: bool = False) -> None:
         from sweep.lease import hold
         from sweep.record import RunRecord
 
         _say(f"{run_id}  failed  {error}")
-        self.failed = True
+        self.failed = self.failed or not retry
         with hold(self.pack.run_dir(run_id), "run", self.pack.claim) as lease:
-            RunRecord(self.pack.run_dir(run_id), lease).fail(error, retry=False)
+            RunRecord(self.pack.run_dir(run_id), lease).fail(error, retry=retry)
 
     def _wait_for_the_end(self) -> None:
         """After SIGTERM: what was cancelled is killed soon. What is not killed was preempted with longer grace, and a
@@ -271,13 +296,23 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Report:
-    """Prints a line for every evaluation of a run."""
+    """Prints a line for every evaluation and every end of a run."""
 
-    run_id: str
-    steps: int
+    steps: dict[str, int]  # of each run
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        _say(f"{self.run_id}  step {row['step']}/{self.steps}  test loss {row['test_loss']:.4f}")
+    def __call__(self, message: Evaluated | Ended) -> None:
+        from sweep.launch.attempt import Evaluated
+
+        if isinstance(message, Evaluated):
+            row, steps = message.row, self.steps[message.run_id]
+            _say(f"{message.run_id}  step {row['step']}/{steps}  test loss {row['test_loss']:.4f}")
+        else:
+            _say(f"{message.run_id}  {message.status}" + f"  {message.error}" * bool(message.error))
+
+
+def _cancelled(folder: Path) -> bool:
+    """Whether somebody has asked that the run in `folder` be not trained."""
+    return (folder / CANCEL_FILE).exists()
 
 
 def _missing(corpus: Path, device: str) -> str | None:
@@ -321,4 +356,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+    with contextlib.suppress(OSError):  # a full disk costs a line of the log only
+        print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
