@@ -7,6 +7,7 @@ way measured for the device and the size. No run touches another's numbers.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from sweep.model import NORM_EPS
 
 LOGITS = {"cpu": 2**18, "cuda": 2**27}  # how many are held at a time: on a CPU what its second cache holds twice
+SMALL = 2**15  # elements below which the calls of a function in Python cost more than it saves
 BLOCK = 2**16  # elements that several elementwise passes on a CPU go over while they are in the cache
 _LEAST = math.log(torch.finfo(torch.float32).tiny)
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -36,7 +38,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     width = x.shape[-1:]
     if len(x) == 1:
         return F.layer_norm(x, width, weight[0], bias[0], NORM_EPS)
-    return torch.addcmul(bias[:, None], F.layer_norm(x, width, eps=NORM_EPS), weight[:, None])
+    one, zero = torch.ones_like(weight[0]), torch.zeros_like(bias[0])  # without them torch's CPU kernel takes twice
+    return torch.addcmul(bias[:, None], F.layer_norm(x, width, one, zero, NORM_EPS), weight[:, None])
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -48,36 +51,17 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 def embed(tokens: Tensor, table: Tensor) -> Tensor:
     """Rows of table [R, V, d] at tokens [R, b, n], as [R, b * n, d]."""
-    return _Embed.apply(tokens.flatten(1), table)
-
-
-class _Embed(torch.autograd.Function):
-    """The backward pass of indexing sorts the indices, on a CPU in an order of its own; this one is an embedding's."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, table: Tensor) -> Tensor:
-        ctx.save_for_backward(tokens)
-        ctx.vocab_size = table.shape[1]
-        return table[_of_runs(tokens), tokens]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        (tokens,) = ctx.saved_tensors
-        runs, d = len(tokens), gradient.shape[-1]
-        rows = tokens + ctx.vocab_size * _of_runs(tokens)
-        flat = torch.ops.aten.embedding_dense_backward(
-            gradient.reshape(-1, d), rows.flatten(), runs * ctx.vocab_size, -1, False
-        )
-        return None, flat.view(runs, -1, d)
-
-
-def _of_runs(tokens: Tensor) -> Tensor:
-    return torch.arange(len(tokens), device=tokens.device)[:, None]
+    runs, vocab_size, d = table.shape
+    rows = tokens.flatten(1)
+    if runs > 1:
+        rows = rows + torch.arange(0, runs * vocab_size, vocab_size, device=table.device)[:, None]
+    return F.embedding(rows, table.reshape(-1, d))  # whose backward pass is ordered, while that of indexing is not
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in the tanh approximation."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+    own = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= SMALL
+    if not own or torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
     return _Gelu.apply(x) if torch.is_grad_enabled() and x.requires_grad else _gelu(x, None)
 
@@ -123,7 +107,7 @@ def head_losses(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     transposed, at targets [R, n]. A token's loss is cut off at 87 nats, the logarithm of the smallest float."""
     if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
         return _HeadLosses.apply(x, table, targets)
-    return _head_losses(x, table, targets, None, None)
+    return _head(x, table, targets, differentiate=False)[0]
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -132,37 +116,50 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        of_x, of_table = torch.empty_like(x), torch.zeros(table.shape, device=table.device)
+        losses, of_x, of_table = _head(x, table, targets, differentiate=True)
         ctx.save_for_backward(of_x, of_table)
-        return _head_losses(x, table, targets, of_x, of_table)
+        ctx.dtypes = x.dtype, table.dtype
+        return losses
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        of_x, of_table = ctx.saved_tensors
-        gradient = gradient[:, None, None]
-        return (of_x * gradient).to(of_x.dtype), of_table * gradient, None
+        x, table = (saved * gradient[:, None, None] for saved in ctx.saved_tensors)
+        return x.to(ctx.dtypes[0]), table.to(ctx.dtypes[1]), None
 
 
-def _head_losses(x: Tensor, table: Tensor, targets: Tensor, of_x: Tensor | None, of_table: Tensor | None) -> Tensor:
-    """The losses [R]; writes the gradient of their sum by x, and adds that by the table, where these are given."""
+def _head(x: Tensor, table: Tensor, targets: Tensor, differentiate: bool) -> list[Tensor]:
+    """The losses [R]; with `differentiate` also the gradients of their sum by x and by the table."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x, table = (value.to(torch.get_autocast_dtype(kind)) for value in (x, table))
-    (runs, n, _), vocab_size = x.shape, table.shape[1]
+    n, vocab_size = x.shape[1], table.shape[1]
     tokens = min(n, max(1, LOGITS[kind] // vocab_size))
     rows = max(1, LOGITS[kind] // (tokens * vocab_size))
-    losses = torch.zeros(runs, device=x.device)
-    for r in range(0, runs, rows):
-        row = slice(r, r + rows)
-        for start in range(0, n, tokens):
-            part = row, slice(start, start + tokens)
-            probabilities = torch.softmax(torch.bmm(x[part], table[row].mT), -1, dtype=torch.float32)
-            index = targets[part][..., None]
-            chosen = probabilities.gather(-1, index)
-            losses[row] -= chosen.log().clamp(min=_LEAST).sum((1, 2))
-            if of_x is not None and of_table is not None:
-                probabilities.scatter_(-1, index, chosen - 1)  # not scatter_add_: it may be unordered
-                slopes = probabilities.to(x.dtype)
-                of_x[part] = torch.bmm(slopes, table[row])
-                of_table[row] += torch.bmm(slopes.mT, x[part])
-    return losses
+    done = []
+    for x_, table_, targets_ in zip(x.split(rows), table.split(rows), targets.split(rows), strict=True):
+        parts = [
+            _head_part(some, table_, wanted, differentiate)
+            for some, wanted in zip(x_.split(tokens, 1), targets_.split(tokens, 1), strict=True)
+        ]
+        columns = list(zip(*parts, strict=True))
+        done.append([*(_joined(column, 1) for column in columns[:2]), *(reduce(torch.add, c) for c in columns[2:])])
+    chosen, *gradients = (_joined(column, 0) for column in zip(*done, strict=True))
+    return [-chosen.log().clamp(min=_LEAST).sum((1, 2)), *gradients]
+
+
+def _head_part(x: Tensor, table: Tensor, targets: Tensor, differentiate: bool) -> tuple[Tensor, ...]:
+    """The targets' probabilities [R, n, 1] and the gradients by x and by the table, of logits held at once."""
+    logits = torch.bmm(x, table.mT)
+    in_place = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    probabilities = torch.softmax(logits, -1, dtype=torch.float32, out=logits if in_place else None)
+    index = targets[..., None]
+    chosen = probabilities.gather(-1, index)
+    if not differentiate:
+        return (chosen,)
+    probabilities.scatter_(-1, index, chosen - 1)  # not scatter_add_: it may be unordered
+    slopes = probabilities.to(x.dtype)
+    return chosen, torch.bmm(slopes, table), torch.bmm(x.mT, slopes).float().mT
+
+
+def _joined(parts: tuple[Tensor, ...], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

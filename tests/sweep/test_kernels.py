@@ -88,6 +88,7 @@ def expected(name: str, inputs: list[Tensor]) -> list[Tensor]:
 @pytest.fixture(params=[False, True], ids=["whole", "in parts"])
 def parts(request, monkeypatch) -> None:
     """Everything at once, and with limits so small that all is done in uneven parts."""
+    monkeypatch.setattr(kernels, "SMALL", 0)
     if request.param:
         monkeypatch.setattr(kernels, "BLOCK", 100)
         monkeypatch.setattr(kernels, "LOGITS", dict.fromkeys(LOGITS, 20 * V))
