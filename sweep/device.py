@@ -76,7 +76,8 @@ def numerics(precision: str, execution: Execution, device: str) -> Iterator[None
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
-        torch.use_deterministic_algorithms(deterministic)
+        if execution.deterministic:  # not otherwise: the call imports torch's compiler, which takes two seconds
+            torch.use_deterministic_algorithms(deterministic)
 
 
 def _keep_compiled() -> None:

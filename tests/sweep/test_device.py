@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,11 +38,36 @@ print(json.dumps({"graphs": counters["stats"]["unique_graphs"], **counters["indu
 """
 
 
-def compile_somewhere(cache: Path) -> dict[str, int]:
-    """What the compiler counts in a new process that keeps its cache in `cache`."""
+# A run of two steps, after which it says what was imported.
+TRAINS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from sweep.corpus import Corpus
+from sweep.spec import DataSpec, Execution, ModelSpec, OptimizerSpec, PlannedRun, RunSpec, ScheduleSpec, Source
+from sweep.train import train_run
+
+spec = RunSpec(
+    model=ModelSpec(sys.argv[2], 1, 8, 1, 8, 32, 8, 256),
+    data=DataSpec("text", "t", "bytes", 256, 0.1, 64),
+    batch_tokens=32,
+    steps=2,
+    optimizer=OptimizerSpec("adamw", 1e-3, 0.9, 0.95, 1e-8, 0.0, 1.0),
+    schedule=ScheduleSpec("constant", 0, 2),
+)
+text = np.arange(4096, dtype=np.uint8)
+corpus = Corpus(Path(), text, text, "hash", 256, 1.0, {})
+assert train_run(PlannedRun(spec, Source(), Execution()), Path(sys.argv[1]), corpus, "cpu") == "done"
+print(json.dumps(sorted({name for name in sys.modules if name.count(".") < 2})))
+"""
+NEEDLESS = {"torch._dynamo", "torch._inductor", "sympy", "transformers", "datasets", "pandas", "wandb", "hydra", "rich"}
+
+
+def in_new_process(script: str, cache: Path, *arguments: str) -> Any:
+    """What `script` prints last in a new process that keeps its cache in `cache`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILES],
+        [sys.executable, "-c", script, *arguments],
         env={**kept, "ISOLOSS_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -50,13 +76,20 @@ def compile_somewhere(cache: Path) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_run_imports_nothing_that_it_does_not_use(tmp_path: Path, family: str) -> None:
+    imported = in_new_process(TRAINS, tmp_path / "cache", str(tmp_path / "run"), family)
+    assert "sweep.train" in imported
+    assert NEEDLESS & set(imported) == set()
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_later_process_finds_what_an_earlier_one_has_compiled(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = compile_somewhere(cache)
+    first = in_new_process(COMPILES, cache)
     assert (first["graphs"], first.get("fxgraph_cache_hit", 0)) == (1, 0)  # one graph for three steps
     assert first["fxgraph_cache_miss"] == 2  # forward and backward
-    second = compile_somewhere(cache)
+    second = in_new_process(COMPILES, cache)
     assert second["graphs"] == 1
     assert second["fxgraph_cache_hit"] == 2
     assert second.get("fxgraph_cache_miss", 0) == 0
