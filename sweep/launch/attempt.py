@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sweep.session import Member
     from sweep.tracking import Mirror, Tracker
 
+WAIT_SECONDS = 60.0  # for who holds a run directory to end, which may be an attempt that writes its last checkpoint
+
 
 @dataclass(frozen=True)
 class Task:
@@ -146,7 +148,7 @@ class _Attempt:
         from sweep.record import RunRecord, read_status
 
         try:
-            lease = take(task.run_dir, "run", self.claim, wait_seconds=60.0)
+            lease = take(task.run_dir, "run", self.claim, WAIT_SECONDS)
         except LeaseLost:
             return _superseded(task.run_id)
         except (OSError, InputError) as error:  # the run directory itself is unusable, so the record cannot say so
