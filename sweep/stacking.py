@@ -71,10 +71,13 @@ def group(
     singles = [(run.priority, expected_cost(run)) for run in alone]
     whole = sum(stack.seconds for family in families for stack in family.divided(math.inf))
     share = (whole + sum(seconds for _, seconds in singles)) / workers
+    bounds = [max(share / parts, least_seconds) for parts in (FINER if workers > 1 else FINER[:1])]
+    divisions = [[stack for family in families for stack in family.divided(bound)] for bound in dict.fromkeys(bounds)]
+    if not least_seconds:
+        divisions.append([family.together([member]) for family in families for member in family.members])
     best: list[_Stack] = []
     soonest = math.inf
-    for parts in FINER if workers > 1 else FINER[:1]:
-        found = [stack for family in families for stack in family.divided(max(share / parts, least_seconds))]
+    for found in divisions:
         items = sorted([*singles, *((s.priority, s.seconds) for s in found)], key=lambda item: (item[0], -item[1]))
         end = seconds_to_end((seconds for _, seconds in items), workers)
         if end < CLEARLY * soonest:
@@ -141,7 +144,7 @@ class _Family:
     def divided(self, bound: float) -> list[_Stack]:
         """Stacks of about equal length, of at most `bound` seconds as far as shares of the whole tell, and single runs
         where a stack saves too little. Neighbours stay together: the smallest batches have the most calls to share."""
-        whole = self._together(self.members)
+        whole = self.together(self.members)
         parts = max(math.ceil(whole.seconds / bound), math.ceil(len(self.members) / self.most))
         if parts == 1:
             return self._worthwhile(whole)
@@ -157,9 +160,9 @@ class _Family:
                 filled, left = 0.0, left - filled
             pieces[-1].append(member)
             filled += seconds
-        return [stack for piece in pieces for stack in self._worthwhile(self._together(piece))]
+        return [stack for piece in pieces for stack in self._worthwhile(self.together(piece))]
 
-    def _together(self, members: Sequence[_Member]) -> _Stack:
+    def together(self, members: Sequence[_Member]) -> _Stack:
         """A run's micro-batch is made for the number of runs that are left when it ends: as runs leave, passes hold
         more of each of the others."""
         ordered = sorted(members, key=lambda member: -member.sequences)
@@ -178,7 +181,7 @@ class _Family:
         one_by_one = sum(member.own + member.calls for member in stack.members)
         if len(stack.members) == 1 or stack.seconds <= (1 - LEAST_GAIN) * one_by_one:
             return [stack]
-        return [self._together([member]) for member in stack.members]
+        return [self.together([member]) for member in stack.members]
 
 
 def _families(runs: list[PlannedRun], target: Machine, keep_micro: bool) -> list[_Family]:
