@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -15,6 +16,8 @@ from sweep.cache import cache_dir
 from sweep.estimate import NAMED, PEAK
 from sweep.schema import InputError
 from sweep.spec import Execution
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -56,6 +59,8 @@ def numerics(precision: str, execution: Execution, device: str) -> Iterator[None
         raise InputError(f"device {device}: no CUDA device is available; set launcher.device to cpu or auto")
     if precision == "tf32" and not cuda:
         raise InputError("precision tf32 needs a CUDA device; set precision to fp32 or bf16")
+    if not cuda:
+        keep_memory()
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(execution.threads)
@@ -78,6 +83,17 @@ def numerics(precision: str, execution: Execution, device: str) -> Iterator[None
         torch.set_float32_matmul_precision(before[1])
         if execution.deterministic:  # not otherwise: the call imports torch's compiler, which takes two seconds
             torch.use_deterministic_algorithms(deterministic)
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, where the C library is glibc. Otherwise every step gives its
+    large arrays back to the system, and the next one waits for a page fault every 4 kB."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 2**25)  # bytes; glibc takes no more
+    mallopt(_TRIM_THRESHOLD, 2**30)
 
 
 def _keep_compiled() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,31 @@ def test_a_cache_that_cannot_be_written_does_not_hinder(tmp_path: Path, monkeypa
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     with numerics("fp32", Execution(compile=True), "cpu"):
         assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+# Page faults of a process that makes 32 MB of arrays and frees them, over and over, before and after it keeps memory.
+FAULTS = """
+import json, resource, torch
+from sweep.device import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        arrays = [torch.ones(2**21) for _ in range(4)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+keep_memory()
+faults()
+print(json.dumps([before, faults()]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_memory_that_is_kept_needs_no_page_faults(tmp_path: Path) -> None:
+    before, after = in_new_process(FAULTS, tmp_path)
+    assert after < 20 <= before  # with huge pages there are few
 
 
 def test_bf16_keeps_no_casts_of_weights() -> None:
