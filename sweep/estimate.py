@@ -45,6 +45,7 @@ PER_TOKEN = {"cpu": 1.3e-6, "cuda": 0.0}  # seconds a layer
 # How often a GPU moves what a pass keeps, which takes it longer than the arithmetic of narrow models: written, read,
 # read again for the gradients, which are written and read; at two thirds of the data sheet's rate.
 MOVES = 5 * 1.5
+EVALUATION_TOKENS = {"cpu": 1024, "cuda": 65536}  # of a run in one call, about as sweep.evaluate has it
 CUDA_MICRO_TOKENS = 65536  # assumed of a GPU, where the trainer takes what fits
 CURVE_DECADES = 2.5  # of tokens that the evaluations span
 
@@ -157,12 +158,9 @@ def estimate_seconds(
             factor = measured * longest.passes / longest.seconds(calls, token, n_ctx)
     shares, spent = [0.0] * len(members), 0.0
     for phase in found:
-        tokens = phase.micro * n_ctx
-        share = factor * (calls / phase.runs + token * tokens)  # of a pass
-        spent += share * phase.passes
-        for i in phase.leaving:  # an evaluation runs forward only, a third of a pass
-            evaluated = evaluations(members[i]) * members[i].spec.data.test_tokens
-            shares[i] = spent + share * evaluated / tokens / 3 / machine.ranks
+        spent += factor * phase.seconds(calls, token, n_ctx) / phase.runs
+        for i in phase.leaving:
+            shares[i] = spent + factor * evaluation_seconds(members[i], machine, calls, token)
     return shares, measured is not None
 
 
@@ -187,6 +185,12 @@ def evaluations(planned: PlannedRun) -> float:
     return (
         execution.eval_points_per_decade * min(CURVE_DECADES, math.log10(planned.spec.steps)) + execution.eval_tail + 1
     )
+
+
+def evaluation_seconds(planned: PlannedRun, machine: Machine, calls: float, token: float) -> float:
+    """Of all evaluations of a run, which go forward only, a third of a pass."""
+    tokens = evaluations(planned) * planned.spec.data.test_tokens / machine.ranks
+    return tokens * (token + calls / EVALUATION_TOKENS[machine.device]) / 3
 
 
 def pass_costs(planned: PlannedRun, machine: Machine) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sweep.accounting import count_params
-from sweep.estimate import Machine, evaluations, pass_costs, stack_phases
+from sweep.estimate import Machine, evaluation_seconds, pass_costs, stack_phases
 from sweep.ladder import activation_bytes, largest_divisor
 from sweep.phases import phases
 from sweep.spec import Execution, PlannedRun
@@ -197,9 +197,8 @@ def _families(runs: list[PlannedRun], target: Machine, keep_micro: bool) -> list
     for run in runs:
         spec = run.spec
         [phase] = stack_phases([run])
-        tokens = spec.tokens + evaluations(run) * spec.data.test_tokens / 3
-        member = _Member(run, spec.batch_sequences * spec.steps, spec.batch_sequences, tokens * token,
-                         phase.passes * calls)  # fmt: skip
+        own = spec.tokens * token + evaluation_seconds(run, target, calls, token)
+        member = _Member(run, spec.batch_sequences * spec.steps, spec.batch_sequences, own, phase.passes * calls)
         by_batch.setdefault(member.batch, []).append(member)
 
     def passes(common: int, count: int) -> float:  # for each sequence of all

@@ -152,14 +152,16 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plan_prints_what_it_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     target = tmp_path / "made" / "plan.json"
-    assert main(["plan", "experiment=smoke", "--json", str(target)]) == 0
+    assert main(["plan", "experiment=smoke", "launcher.workers=1", "--json", str(target)]) == 0
     table = capsys.readouterr().out
     content = json.loads(target.read_text())
     assert content["totals"]["runs"] == len(content["runs"]) == 8
     for run in content["runs"]:
         assert run["run_id"][:8] in table
     assert f"{content['totals']['flops']:.3g} FLOP" in table
-    assert main(["plan", "--json", "-", "experiment=smoke"]) == 0
+    stacks = {run["stack"] for run in content["runs"]} - {None}
+    assert f"({sum(run['stack'] is not None for run in content['runs'])} in {len(stacks)} stacks)" in table
+    assert main(["plan", "--json", "-", "experiment=smoke", "launcher.workers=1"]) == 0
     assert json.loads(capsys.readouterr().out) == content
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from commands import Commands
 
 from sweep.launch.freeze import freeze
 from sweep.schema import PLAN_FILE
 from sweep.stacking import in_order
-from tests.sweep.commands import Commands
 
 BATCHES = "grid.blocks.run.product.batch_tokens=[128,256,512,1024]"
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.launch.slurm.packing import BAND, arrays, pack, shares
+from sweep.launch.slurm.packing import BAND, arrays, pack, pack_runs, shares
+from sweep.spec import PlannedRun
 
 LENGTHS = st.lists(st.floats(0.0, 5000.0), max_size=60)
 
@@ -49,3 +53,15 @@ def test_arrays_share_what_may_run_at_a_time(parallel: int, sizes: list[int]) ->
     found = shares(parallel, sizes)
     assert all(1 <= share <= size for share, size in zip(found, sizes, strict=True))
     assert sum(found) == min(sum(sizes), max(parallel, len(sizes)))
+
+
+def test_a_stack_is_in_one_job_and_lower_priorities_come_first(plan_tiny: Callable[..., PlannedRun]) -> None:
+    layout = [(0, 1), (None, 0), (0, 1), (1, 0), (None, 0), (1, 0), (1, 0)]  # stack, priority
+    runs = [
+        dataclasses.replace(plan_tiny(seed=seed), stack=stack, priority=priority)
+        for seed, (stack, priority) in enumerate(layout)
+    ]
+    seconds = dict(zip([run.run_id for run in runs], [50.0, 40.0, 50.0, 20.0, 30.0, 20.0, 20.0], strict=True))
+    levels = pack_runs(runs, seconds, 80.0)
+    seeds = [[[run.spec.seed for run in job] for job in level] for level in levels]
+    assert seeds == [[[1, 4], [3, 5, 6]], [[0, 2]]]

@@ -11,9 +11,20 @@ from typing import Any
 
 import pytest
 
+from sweep.accounting import count_flops
 from sweep.compose import compose
 from sweep.config import read_config
-from sweep.estimate import CPU_RATE, PEAK, USEFUL, Machine, estimate_seconds, machine, measurement_key, stack_phases
+from sweep.estimate import (
+    CPU_RATE,
+    PEAK,
+    USEFUL,
+    Machine,
+    estimate_seconds,
+    machine,
+    measurement_key,
+    pass_costs,
+    stack_phases,
+)
 from sweep.launch.slurm.resources import (
     LEAST_MINUTES,
     START_UP_SECONDS,
@@ -27,6 +38,7 @@ from sweep.launch.slurm.resources import (
 from sweep.launcher import LocalLauncher, SlurmLauncher
 from sweep.plan import plan_sweep, plan_totals
 from sweep.schema import InputError
+from sweep.spec import ModelSpec
 from sweep.stacking import stacks
 
 
@@ -83,12 +95,17 @@ def test_arithmetic_is_shared_by_ranks_and_goes_with_the_rate() -> None:
             "sweep", ["launcher=slurm", "grid=single", "model.shape=12x768", "batch_tokens=524288", "precision=bf16"]
         )
     )[:1]
+    tiny = ModelSpec("gpt2", 2, 16, 1, 16, 64, run.spec.model.n_ctx, run.spec.model.vocab_size)
     [[one], [shared], [faster]] = (
         estimate_seconds([run], found, {})[0]
         for found in (Machine("cuda", "a100"), Machine("cuda", "a100", ranks=4), Machine("cuda", "h100"))
     )
     assert shared == pytest.approx(one / 4, rel=0.15)
     assert faster < one / 2
+    # a narrow model moves more than it computes, unless a rate is given
+    narrow = dataclasses.replace(run, spec=dataclasses.replace(run.spec, model=tiny))
+    assert pass_costs(narrow, Machine("cuda", "h100"))[1] > 10 * count_flops(tiny).total / (USEFUL * 989e12)
+    assert pass_costs(narrow, Machine("cuda", "h100", flops_per_s=1e12))[1] == count_flops(tiny).total / 1e12
     fast = Machine("cuda", "gpu", flops_per_s=1e18)
     assert fast.flops_per_second("bf16", 1) == 1e18
     assert Machine("cuda", "h100").flops_per_second("bf16", 1) == USEFUL * PEAK["h100"]["bf16"]
