@@ -60,10 +60,6 @@ class Sequences:
         """Target tokens in one pass."""
         return self.per_epoch * self._n_ctx
 
-    def epochs(self, samples: int) -> float:
-        """Passes over the data after `samples` sequences."""
-        return samples / self.per_epoch
-
     def samples(self, start: int, count: int) -> np.ndarray:
         """Samples start ... start + count - 1 as int64 [count, n_ctx + 1]: inputs are [:, :-1], targets [:, 1:]."""
         return self._windows[self._order.windows(start, count)].astype(np.int64)
