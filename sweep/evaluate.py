@@ -14,7 +14,7 @@ from sweep.world import SINGLE, World
 
 DECADES = 2.5  # the curve spans the last so many decades of the run's tokens
 TAIL = 0.1  # share of the steps at the end that is evaluated more densely
-TOKENS = 2048  # in one batch of them on a CPU, whose caches it should not exceed
+TOKENS = 1024  # of a run in one batch on a CPU, whose caches it should not exceed
 LOGITS = 2**24  # numbers in one batch of logits
 
 
@@ -43,9 +43,10 @@ def evaluate(
 
     The standard error describes the choice of test text, which all runs share; it says nothing of seed noise.
     """
-    at_once = max(1, min(TOKENS // model.n_ctx, LOGITS // (model.n_ctx * model.vocab_size)) // runs)
+    logits_each = model.n_ctx * model.vocab_size
+    at_once = max(1, min(TOKENS // model.n_ctx, LOGITS // logits_each))  # whatever `runs`: so are the results' last bits
     if sequences.device.type == "cuda":
-        at_once = max(at_once, LOGITS * 8 // (model.n_ctx * model.vocab_size * runs))
+        at_once = max(at_once, LOGITS * 8 // (logits_each * runs))
     share = world.share(len(sequences))
     means = torch.zeros(runs, len(sequences), dtype=torch.float64, device=sequences.device)
     for start in range(share.start, share.start + -(-len(sequences) // world.size), at_once):

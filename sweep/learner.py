@@ -132,7 +132,7 @@ class Stacked:
             return
         with self.autocast:
             losses = self.losses(self.flat.weights, tokens, targets) * self.scale
-        losses.sum().backward()
+        self.flat.backward(losses.sum())
         self.loss += losses.detach()
 
     def discard(self) -> None:

@@ -22,8 +22,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class FlatWeights:
-    """The named parameters of R runs as leaf views `weights`, [R, *shape], of the rows of `values` [R, P], with
-    gradients in the rows of `gradients` [R, P].
+    """The named parameters of R runs as leaf views `weights`, [R, *shape], of the rows of `values` [R, P], and their
+    gradients as views `slopes` of the rows of `gradients` [R, P].
 
     Matrices come first, so that `values[:, :decayed]` is what weight decay applies to.
     """
@@ -39,8 +39,12 @@ class FlatWeights:
     def _hold(self, values: Tensor) -> None:
         self.values, self.gradients = values, torch.zeros_like(values)
         self.weights = {name: view.requires_grad_() for name, view in self.views(values).items()}
-        for name, view in self.views(self.gradients).items():
-            self.weights[name].grad = view
+        self.slopes = self.views(self.gradients)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of the number `loss`."""
+        found = torch.autograd.grad(loss, list(self.weights.values()))
+        torch._foreach_add_(list(self.slopes.values()), list(found))
 
     def views(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows like those of `values`, [k, P], as named tensors [k, *shape] that share their memory."""
@@ -186,9 +190,8 @@ class Adafactor:
         from transformers.optimization import Adafactor as Theirs
 
         parameters = [weight.detach()[0] for weight in flat.weights.values()]
-        for p, weight in zip(parameters, flat.weights.values(), strict=True):
-            assert weight.grad is not None
-            p.grad = weight.grad[0]
+        for p, slope in zip(parameters, flat.slopes.values(), strict=True):
+            p.grad = slope[0]
         matrices, vectors = ([p for p in parameters if (p.ndim < 2) == small] for small in (False, True))
         groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer: Any = Theirs(

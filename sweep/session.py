@@ -175,9 +175,10 @@ class Session:
         size, first = run.spec.batch_sequences, run.step
         together = len(stack.runs) * run.spec.batch_tokens
         longest = max(1, min(BLOCK_STEPS, BLOCK_TOKENS // together))
-        block = (longest if world.size == 1 else self.steps) * size
+        # ends of batches only, so that no pass depends on where a block ends, and hence on where a run was resumed
+        block = (run.step + (longest if world.size == 1 else self.steps)) * size
         events = [run.target * run.spec.batch_sequences for run in stack.runs if run.target]
-        stack.advance(min(stack.seen + block, *events), self._interrupted(stop))
+        stack.advance(min(block, *events), self._interrupted(stop))
         now = time.perf_counter()
         execution = self._members[0][0].member.planned.execution
         pause = self.saving_s / SAVING_SHARE if len(self._members) > 1 else 0.0

@@ -63,8 +63,9 @@ class Stack:
         return -(-run.spec.batch_sequences // self.world.size)
 
     def advance(self, until: int, stop: Callable[[], bool]) -> None:
-        """Train until each run has seen `until` sequences or, sooner, until `stop()` or until a batch has to begin anew
-        for want of memory. Several ranks: whole batches only. Reads the device once, at the end."""
+        """Train until each run has seen `until` sequences, where the batch of one of them ends, or, sooner, until
+        `stop()` or until a batch has to begin anew for want of memory. Several ranks: whole batches only. Reads the
+        device once, at the end."""
         started = time.perf_counter()
         block, taken = self._read(until - self.seen), 0
         share = self.world.share(self.runs[0].spec.batch_sequences)  # of one run's batch, where ranks share it
