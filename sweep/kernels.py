@@ -17,7 +17,7 @@ from torch import Tensor
 from sweep.model import NORM_EPS
 
 LOGITS = {"cpu": 2**18, "cuda": 2**27}  # how many are held at a time: on a CPU what its second cache holds twice
-SMALL = 2**14  # elements of a run below which the calls of a function in Python cost more than it saves
+SMALL = 2**15  # elements of a run below which the calls of a function in Python cost more than it saves
 BLOCK = 2**16  # elements that several elementwise passes on a CPU go over while they are in the cache
 _LEAST = math.log(torch.finfo(torch.float32).tiny)
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -28,16 +28,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [R, n, i] times weight [R, i, o], plus bias [R, o]."""
     if bias is None:
         return torch.bmm(x, weight)
-    if len(x) == 1:  # CUDA adds the bias in the product's own kernel
-        return torch.addmm(bias[0], x[0], weight[0])[None]
+    if len(x) == 1 and x.device.type != "cpu":  # CUDA adds the bias in the product's own kernel
+        return torch.addmm(bias.squeeze(0), x.squeeze(0), weight.squeeze(0)).unsqueeze(0)
     return torch.baddbmm(bias[:, None], x, weight)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Layer norm of x [R, n, d] with weight and bias [R, d]."""
     width = x.shape[-1:]
-    if len(x) == 1 and x.device.type != "cpu":  # on a CPU one run has the bits that it has among others
-        return F.layer_norm(x, width, weight[0], bias[0], NORM_EPS)
+    if len(x) == 1:
+        return F.layer_norm(x, width, weight.squeeze(0), bias.squeeze(0), NORM_EPS)
     one, zero = torch.ones_like(weight[0]), torch.zeros_like(bias[0])  # without them torch's CPU kernel takes twice
     return torch.addcmul(bias[:, None], F.layer_norm(x, width, one, zero, NORM_EPS), weight[:, None])
 
@@ -45,7 +45,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """Root-mean-square norm of x [R, n, d] with weight [R, d]."""
     if len(x) == 1:
-        return F.rms_norm(x, x.shape[-1:], weight[0], NORM_EPS)
+        return F.rms_norm(x, x.shape[-1:], weight.squeeze(0), NORM_EPS)
     return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) * weight[:, None]
 
 

@@ -150,9 +150,11 @@ def test_results_of_a_run_on_a_cpu_do_not_depend_on_how_many_there_are(name, run
     upstream = torch.randn(together.shape, generator=torch.Generator().manual_seed(3))
     gradients = torch.autograd.grad(together, inputs, upstream)
     alone = KERNELS[name].ours(*few)
-    assert torch.equal(alone, together[:runs])
-    for one, other in zip(torch.autograd.grad(alone, few, upstream[:runs]), gradients, strict=True):
-        assert torch.equal(one, other[:runs])
+    fused = (name, runs) == ("layer norm", 1)  # in torch's one kernel for norm, weight and bias
+    for one, other in zip(
+        [alone, *torch.autograd.grad(alone, few, upstream[:runs])], [together, *gradients], strict=True
+    ):
+        torch.testing.assert_close(one, other[:runs], rtol=1e-5 * fused, atol=1e-5 * fused)
 
 
 @each
