@@ -8,6 +8,7 @@ checkpoints.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,16 +19,20 @@ from torch import Tensor
 from sweep.accounting import count_params
 from sweep.checkpoint import Checkpoint, Share
 from sweep.device import autocast
-from sweep.forward import forward_function, loss_function
+from sweep.forward import Weights, forward_function, loss_function
+from sweep.graphs import Graphed, launch_bound
 from sweep.model import initial_parameters
 from sweep.optimizer import FlatWeights, clip, make_optimizer, to_device
 from sweep.schema import InputError
-from sweep.spec import PlannedRun
+from sweep.spec import PlannedRun, RunSpec
 from sweep.world import SINGLE, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+log = logging.getLogger(__name__)
+
+Losses = Callable[[Weights, Tensor, Tensor], Tensor]  # (weights, tokens, targets) -> sums [R] in nats
 Logits = Callable[[Tensor], Tensor]  # tokens [R, sequences, n] -> logits [R, sequences * n, vocab_size]
 
 
@@ -73,15 +78,17 @@ class Learner(Protocol):
         """Go on with these runs only, in this order."""
 
 
-def make_learner(runs: Sequence[PlannedRun], device: str, world: World = SINGLE) -> Learner:
-    """The learner of fresh runs of one shape, a row each, on this rank's `device`. Raises InputError where `is_sharded`
-    does."""
+def make_learner(
+    runs: Sequence[PlannedRun], device: str, world: World = SINGLE, note: Callable[[str], None] = log.info
+) -> Learner:
+    """The learner of fresh runs of one shape, a row each, on this rank's `device`. `note` is told what people should
+    know. Raises InputError where `is_sharded` does."""
     if is_sharded(runs[0], world):
         from sweep.sharded import Sharded
 
         [planned] = runs
         return Sharded(planned, device, world)
-    return Stacked(runs, device, world)
+    return Stacked(runs, device, world, note)
 
 
 def is_sharded(planned: PlannedRun, world: World) -> bool:
@@ -107,7 +114,9 @@ class Stacked:
 
     lone_retry = True
 
-    def __init__(self, runs: Sequence[PlannedRun], device: str, world: World = SINGLE) -> None:
+    def __init__(
+        self, runs: Sequence[PlannedRun], device: str, world: World = SINGLE, note: Callable[[str], None] = log.info
+    ) -> None:
         """At step 0."""
         self.specs, self.world = [planned.spec for planned in runs], world
         first = self.specs[0]
@@ -116,40 +125,35 @@ class Stacked:
         self.average = self.flat.values.clone() if any(spec.weight_average for spec in self.specs) else None
         self.optimizer = make_optimizer([spec.optimizer for spec in self.specs], self.flat)
         self.forward = forward_function(first.model, device)
-        self.losses = loss_function(first.model, device)
-        if runs[0].execution.compile:
-            self.losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
         self.autocast = autocast(first.precision, device)
-        self._fix()
-
-    def _fix(self) -> None:
-        device = self.flat.values.device
-        self.loss = torch.zeros(len(self.specs), device=device)  # of the batches so far
-        self.scale = torch.tensor([1 / spec.batch_tokens for spec in self.specs], device=device)
+        losses = loss_function(first.model, device)
+        self.compiled = runs[0].execution.compile
+        if self.compiled:
+            losses = torch.compile(losses, fullgraph=True, dynamic=False)
+        self.passes = _Passes(self.flat, losses, self.autocast, self.specs)
+        self.graphed = Graphed(self.passes, device, note)
 
     def accumulate(self, tokens: Tensor, targets: Tensor) -> None:
         if not tokens.shape[1]:
             return
-        with self.autocast:
-            losses = self.losses(self.flat.weights, tokens, targets) * self.scale
-        self.flat.backward(losses.sum())
-        self.loss += losses.detach()
+        bound = tokens.is_cuda and launch_bound(self.specs[0].model, tokens.numel())
+        (self.graphed if bound else self.passes)(tokens, targets)
 
     def discard(self) -> None:
         self.flat.gradients.zero_()
-        self.loss.zero_()
+        self.passes.loss.zero_()
 
     @torch.no_grad()
     def update(self, rows: slice, lr: Sequence[float], averaging: Sequence[float]) -> tuple[Tensor, Tensor]:
         gradients = self.world.sum_(self.flat.gradients[rows])
-        losses = self.world.sum_(self.loss[rows].clone())
+        losses = self.world.sum_(self.passes.loss[rows].clone())
         norms = clip(gradients, [spec.optimizer.grad_clip for spec in self.specs[rows]])
         self.optimizer.step(rows, lr)
         if self.average is not None:
             moved, values = self.average[rows], self.flat.values[rows]
             moved.lerp_(values, to_device(averaging, values.device)[:, None])
         gradients.zero_()
-        self.loss[rows] = 0
+        self.passes.loss[rows] = 0
         return losses, norms
 
     @contextmanager
@@ -179,7 +183,7 @@ class Stacked:
             tensors["average"] = self.average[row]
         found, numbers = self.optimizer.state(row)
         if self.world.size == 1:
-            tensors |= {"gradients": self.flat.gradients[row], "loss": self.loss[row]}
+            tensors |= {"gradients": self.flat.gradients[row], "loss": self.passes.loss[row]}
         return State(tensors | found, numbers, None)
 
     @torch.no_grad()
@@ -192,14 +196,44 @@ class Stacked:
             self.optimizer.restore(row, stored | numbers)
         if self.world.size == 1 and "gradients" in saved:
             self.flat.gradients[row] = saved.tensor("gradients")
-            self.loss[row] = saved.tensor("loss")
+            self.passes.loss[row] = saved.tensor("loss")
 
     def keep(self, rows: Sequence[int]) -> None:
-        loss, kept = self.loss, list(rows)
+        kept = list(rows)
         self.specs = [self.specs[row] for row in kept]
         self.flat.keep(kept)
         self.optimizer.keep(kept)
         if self.average is not None:
             self.average = self.average[kept]
-        self._fix()
-        self.loss.copy_(loss[kept])
+        loss = self.passes.loss[kept]
+        self.passes.fix(self.specs)
+        self.passes.loss.copy_(loss)
+        self.graphed.forget()  # all of these have moved
+        if self.compiled:
+            torch.compiler.reset()  # another number of runs is no recompilation to complain about
+
+
+class _Passes:
+    """Forward and backward passes that add to the gradients of `flat` and to `loss`.
+
+    An object of its own, so that a learner and its recorded passes are no cycle: both, and the memory that they hold on
+    the device, go as soon as the learner does.
+    """
+
+    def __init__(
+        self, flat: FlatWeights, losses: Losses, autocast: AbstractContextManager[object], specs: Sequence[RunSpec]
+    ) -> None:
+        self.flat, self.losses, self.autocast = flat, losses, autocast
+        self.fix(specs)
+
+    def fix(self, specs: Sequence[RunSpec]) -> None:
+        """Begin anew with the runs that there are."""
+        device = self.flat.values.device
+        self.loss = torch.zeros(len(specs), device=device)  # of the batches so far
+        self.scale = torch.tensor([1 / spec.batch_tokens for spec in specs], device=device)
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> None:
+        with self.autocast:
+            losses = self.losses(self.flat.weights, tokens, targets) * self.scale
+        self.flat.backward(losses.sum())
+        self.loss += losses.detach()

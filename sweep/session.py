@@ -190,7 +190,7 @@ class Session:
             for text in chain.from_iterable(world.each(lambda: stack.notes)):
                 for attempt, _ in self._members:
                     world.first(partial(attempt.record.note, text))
-            stack.notes = []
+            stack.notes.clear()
         if due:
             self.saved = now
         return bool(asked), bool(due)

@@ -37,12 +37,12 @@ class Stack:
         self.device, self.world = device, world
         ordered = sorted(planned, key=lambda run: run.spec.batch_tokens)
         self.runs = [Run(run) for run in ordered]
-        self.learner = make_learner(ordered, device, world)
+        self.notes: list[str] = []  # what this rank wants told to people
+        self.learner = make_learner(ordered, device, world, self.notes.append)
         self.model, self.execution = ordered[0].spec.model, ordered[0].execution
         self.feed = feed_for(corpus, self.model.n_ctx, device)
         test = test_sequences(corpus.test, self.model.n_ctx, ordered[0].spec.data.test_tokens)
         self.test = torch.from_numpy(test).to(device)
-        self.notes: list[str] = []  # what this rank wants told to people
         # One shape, compiled once, on all ranks.
         sizes = [part for run in self.runs for part in (self._part(run), run.spec.batch_sequences // world.size)]
         self._common = math.gcd(*sizes) if self.execution.compile else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sweep.graphs import WARM_UP, Graphed, Work, launch_bound
-from sweep.spec import ModelSpec
+from sweep.corpus import Corpus
+from sweep.graphs import WARM_UP, Graphed, Recorder, Work, launch_bound
+from sweep.spec import ModelSpec, PlannedRun
+from sweep.stack import Stack
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -129,6 +133,35 @@ def test_a_cpu_just_calls() -> None:
     assert (model.calls, graphed._seen) == (5, {})
 
 
+def test_a_stack_trains_through_recordings_as_it_does_by_calls(
+    plan_tiny: Callable[..., PlannedRun], tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(recorder: Recorder | None) -> list[list[float]]:
+        stack = Stack([plan_tiny(seed=seed, steps=100) for seed in range(3)], tiny_corpus, "cpu")
+        runs, learner = list(stack.runs), stack.learner
+        learner.graphed = Graphed(learner.passes, "cpu", pytest.fail, recorder)
+        monkeypatch.setattr(learner, "accumulate", learner.graphed)
+        stack.advance(80, lambda: False)
+        stack.leave(runs[1])
+        stack.advance(160, lambda: False)
+        assert len(learner.graphed._recorded) == bool(recorder)
+        return [run.series["train_loss"] for run in runs]
+
+    assert losses(on_the_host) == losses(None)
+
+
+def test_a_stack_frees_its_memory_as_soon_as_it_goes(plan_tiny: Callable[..., PlannedRun], tiny_corpus: Corpus) -> None:
+    stack = Stack([plan_tiny(seed=seed) for seed in range(2)], tiny_corpus, "cpu")
+    stack.advance(16, lambda: False)
+    values = weakref.ref(stack.learner.flat)
+    gc.disable()  # a device may be too small for the next stack until the collector comes round
+    try:
+        del stack
+        assert values() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("layers", "width", "tokens", "bound"),
     [
@@ -215,3 +248,45 @@ def test_graphs_of_one_stack_outlive_those_of_another() -> None:
         graphed(x, y)
     for ours, theirs in zip(model.results(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_steps_do_not_wait_for_the_device(
+    plan_tiny: Callable[..., PlannedRun], tiny_corpus: Corpus, precision: str
+) -> None:
+    """The loop of `Stack.advance` without its end, which reads the losses."""
+    runs = [plan_tiny(sequences=4 * (1 + seed), seed=seed, steps=100, precision=precision) for seed in range(3)]
+    stack = Stack(runs, tiny_corpus, "cuda")
+    stack.advance(48, lambda: False)
+    assert stack.learner.graphed._recorded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        block = stack._read(96)
+        for start in range(0, 96, 4):
+            assert stack._accumulate(block[:, start : start + 4], 4)
+            stack._update(4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [run.step for run in stack.runs] == [36, 18, 12]
+    assert not stack.notes
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_a_stack_goes_on_recorded_when_runs_leave(
+    plan_tiny: Callable[..., PlannedRun], tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(recorded: bool) -> list[list[float]]:
+        monkeypatch.setattr("sweep.learner.launch_bound", lambda model, tokens: recorded)
+        stack = Stack([plan_tiny(seed=seed, steps=100) for seed in range(3)], tiny_corpus, "cuda")
+        runs = list(stack.runs)
+        stack.advance(80, lambda: False)
+        stack.leave(runs[1])
+        stack.advance(160, lambda: False)
+        assert bool(stack.learner.graphed._recorded) == recorded
+        return [run.series["train_loss"] for run in runs]
+
+    for ours, theirs in zip(losses(True), losses(False), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -24,8 +24,9 @@ from sweep.batches import Sequences, test_sequences
 from sweep.evaluate import evaluation_steps
 from sweep.record import read_record, read_steps
 from sweep.schema import CHECKPOINT_DIR, MANIFEST_FILE, METRICS_FILE, SPEC_FILE, STATUS_FILE, InputError
+from sweep.session import Member
 from sweep.stack import Stack
-from sweep.train import train_run
+from sweep.train import train_run, train_runs
 
 
 @pytest.fixture(autouse=True)
@@ -296,6 +297,20 @@ def test_compiled_run_follows_the_eager_one_without_recompiling(plan_tiny, tiny_
         assert train_run(planned, tmp_path / str(compiled), tiny_corpus, "cpu") == "done"
     eager, fused = (read_steps(tmp_path / name)["train_loss"] for name in ("False", "True"))
     np.testing.assert_allclose(fused, eager, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_compiled_stack_is_compiled_again_only_when_a_run_leaves(plan_tiny, tiny_corpus, tmp_path: Path) -> None:
+    members = [
+        Member(plan_tiny(steps=steps, seed=seed, n_layer=1, execution={"compile": True}), tmp_path / str(seed))
+        for seed, steps in enumerate((6, 6, 9))
+    ]
+    outcomes: list[str | Exception] = []
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    train_runs(members, tiny_corpus, "cpu", lambda member, outcome: outcomes.append(outcome))
+    assert outcomes == ["done"] * 3
+    assert graphs["unique_graphs"] - before == 2  # of three runs, and of one
 
 
 def test_saved_model_reproduces_the_recorded_loss(plan_tiny, tiny_corpus, tmp_path: Path, capfd) -> None:
