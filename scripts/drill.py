@@ -58,6 +58,7 @@ def drills(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[Lab], Res
 
     return {
         "kills": (partial(local.kills, times=arguments.kills), anywhere),
+        "stack-cuts": (local.stack_cuts, anywhere),
         "truncated-line": (local.truncated_line, anywhere),
         "corrupted-checkpoint": (local.corrupted_checkpoint, anywhere),
         "two-sweeps": (local.two_sweeps, anywhere),

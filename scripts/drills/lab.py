@@ -18,7 +18,8 @@ import numpy as np
 from sweep.record import read_record, read_status, run_dirs
 
 # Two runs of some seconds: real text (parts of the standard library), checkpoints and evaluations close together, so
-# that faults fall between and into them.
+# that faults fall between and into them. Each by itself: a run that fails in a stack goes on alone, which is the same
+# but for the order of additions.
 EXPERIMENT = """\
 # @package _global_
 defaults:
@@ -32,13 +33,15 @@ schedule: {warmup_steps: 5}
 batch_tokens: 256
 horizon: {steps: 3000}
 optimizer: {lr: 4.0e-3}
-launcher: {device: cpu}
+launcher: {device: cpu, stack: "off"}
 execution: {eval_points_per_decade: 12, eval_tail: 4, checkpoint_seconds: 0.3}
 grid:
   blocks:
     run: {product: {seed: [0, 1]}}
 """
 LOCAL = ("launcher=local", "launcher.workers=1")
+# Four runs of two batches that are one stack.
+STACK = ("launcher.stack=on", "launcher.workers=1", "+grid.blocks.run.product.batch_tokens=[256,512]")
 
 
 @dataclass

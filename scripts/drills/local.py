@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from drills.cluster import wait_until
-from drills.lab import LOCAL, Lab, Result, Sweep, process_status
+from drills.lab import LOCAL, STACK, Lab, Result, Sweep, process_status
+from sweep.lease import newest_number
 from sweep.schema import CHECKPOINT_DIR
 
 INJECT = str(Path(__file__).with_name("inject"))
@@ -78,6 +79,22 @@ def _next_worker(sweep: Sweep, process: subprocess.Popen[bytes], moments: random
         wait_until(lambda: sweep.attempts() > before or process.poll() is not None, "training")
     time.sleep(moments.uniform(0, 2))
     return next(iter(sweep.workers(process)), None)
+
+
+def stack_cuts(lab: Lab, times: int = 8, seed: int = 0) -> Result:
+    """kill -9 of everything, again and again, while four runs are trained as one stack."""
+    result, moments = Result("kill -9 in the middle of a stack"), random.Random(seed)
+    lab.reference(STACK)
+    sweep = Sweep(lab, "stack-cuts", STACK)
+    while result.injected < times and sweep.statuses().count("done") < 4:
+        process = sweep.start("launcher=local")
+        if _next_worker(sweep, process, moments):
+            holders = {(run / f"lease.{newest_number(run)}").read_text() for run in sweep.runs()}
+            result.expect(len(holders) == 1, f"the runs are not trained by one process: {holders}")
+            cut(sweep, process)
+            result.injected += 1
+    finish(sweep, result)
+    return result
 
 
 def truncated_line(lab: Lab) -> Result:

@@ -70,7 +70,9 @@ def launch(frozen: Frozen, launcher: LocalLauncher, tracking: TrackingConfig) ->
     count = min(most, len(groups))
     finished = len(frozen.runs) - len(left)
     with Progress(frozen, left) as progress:
-        stacked = f", {'the others ' * bool(finished)}in {len(groups)} stacks" * (len(groups) < len(left))
+        stacked = f", {'the others ' * bool(finished)}in {len(groups)} stack{'s' * (len(groups) > 1)}" * (
+            len(groups) < len(left)
+        )
         progress.say(
             f"{frozen.sweep_dir}: {len(frozen.runs)} runs" + f", {finished} of them finished" * bool(finished) + stacked
         )

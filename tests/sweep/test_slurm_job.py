@@ -22,11 +22,13 @@ from sweep.launch.freeze import Frozen, freeze
 from sweep.launch.slurm.job import Pack
 from sweep.launch.slurm.resources import REQUEUE
 from sweep.launch.slurm.submission import CANCEL_FILE, STOPPED_FILE, reserve
+from sweep.lease import is_held
 from sweep.plan import plan_offsets
 from sweep.record import read_record, read_status
 from sweep.schema import PLAN_FILE
 
 RUN = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))()"
+STACKED = ("launcher.stack=on",)  # both runs are one stack
 LONG = ("horizon.steps=900", "execution.checkpoint_seconds=1000")
 
 
@@ -249,6 +251,65 @@ def test_starts_without_progress_fail_the_run_and_not_the_next(jobs: Any) -> Non
     assert status is not None
     assert "no progress within the time limit of 7 minutes in 3 starts" in status["error"]
     assert "launcher.time_limit_minutes" in output
+
+
+def test_a_stack_saves_on_usr2_and_goes_on_without_the_run_that_is_cancelled(jobs: Any) -> None:
+    job = jobs("horizon.steps=20000", *STACKED)
+    process = job.start()
+    job.training()
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=60)
+    assert process.returncode == REQUEUE
+    assert job.statuses() == ["running", "running"]
+    at = [(read_status(folder) or {})["step"] for folder in job.dirs]
+    assert at[0] // 2 == at[1] > 0  # of half the batch
+    process = job.start(1)
+    until(lambda: (read_status(job.dirs[1]) or {})["attempts"] == 2, process)
+    (job.dirs[0] / CANCEL_FILE).touch()
+    until(lambda: not is_held(job.dirs[0]), process)
+    assert is_held(job.dirs[1])
+    (job.dirs[1] / CANCEL_FILE).touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [line.split()[1:] for line in output.splitlines() if line.endswith("running")] == [
+        [folder.name, "running"] for folder in job.dirs
+    ]
+
+
+def test_a_stack_that_fails_is_tried_again_run_by_run(jobs: Any) -> None:
+    job = jobs(*STACKED)
+    # an error of the whole stack, as long as the second run is in it
+    before = "import sweep.session as s\nold = s.Session.__init__\n"
+    before += "def init(self, attempts, *rest):\n"
+    before += (
+        f"    if any(a.member.run_dir.name == {job.dirs[1].name!r} for a in attempts): raise ValueError('no luck')\n"
+    )
+    before += "    old(self, attempts, *rest)\n"
+    before += "s.Session.__init__ = init"
+    process = job.start(before=before)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert job.statuses() == ["done", "failed"]
+    assert [(read_status(folder) or {})["failures"] for folder in job.dirs] == [1, 2]
+    said = [line.split()[1:] for line in output.splitlines() if "  step " not in line]
+    why = ["failed", "ValueError:", "no", "luck"]
+    first, second = (folder.name for folder in job.dirs)
+    assert said == [[first, *why], [second, *why], [first, "done"], [second, *why]]
+
+
+def test_a_stack_without_progress_is_tried_run_by_run(jobs: Any) -> None:
+    job = jobs(*LONG, *STACKED)
+    for restart, idle in ((1, 0), (2, 1)):
+        process = job.start(restart)
+        until(lambda idle=idle: job.notes().get("idle") == idle, process)
+        process.kill()
+        process.wait()
+    code, output = job.run(3)
+    assert code == 0
+    assert job.statuses() == ["done", "done"]
+    assert output.count("failed  no progress within the time limit of 7 minutes in 3 starts") == 2
+    ends = [line.split()[1] for line in output.splitlines() if line.endswith("done")]
+    assert ends == [folder.name for folder in job.dirs]  # and not in step
 
 
 def test_missing_token_files_are_named_with_the_setting_that_mends_it(jobs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 from commands import Commands, finish, until
 from faults import without_locks
 
+from sweep.holder import Holder
 from sweep.launch.freeze import has_result
+from sweep.lease import newest_number
 from sweep.record import read_record, read_status
 from sweep.schema import MANIFEST_FILE, METRICS_FILE, RUNS_DIR
 from sweep.status import sweep_status
@@ -100,6 +103,25 @@ def test_a_file_system_without_locks_serves(commands: Commands, tmp_path_factory
     assert f"in use by process {sweep.pid}" in err
     assert finish(sweep)[0] == 0
     assert sweep_status(out).counts == {"done": 2}
+
+
+def test_the_runs_of_a_killed_worker_go_on_one_by_one(commands: Commands) -> None:
+    more = "grid.blocks.run.product.batch_tokens=[128,256,512]", "horizon.steps=400", "data.max_epochs=100"
+    sweep = commands.start("sweep", *commands.sweep_arguments(*more))
+    runs = commands.folder / "out" / RUNS_DIR
+    folders = [runs / run.run_id for run in commands.plan(*more)]
+    until(lambda: all((last_evaluation(folder) or {}).get("step", 0) > 10 for folder in folders), sweep)
+    holders = [Holder.read((folder / f"lease.{newest_number(folder)}").read_text()) for folder in folders]
+    assert holders[0] is not None
+    assert holders == [holders[0]] * 3
+    os.kill(holders[0].pid, signal.SIGKILL)
+    code, out, err = finish(sweep)
+    assert (code, err) == (0, ""), out
+    assert "3 runs, in 1 stack\n1 worker on cpu" in out
+    for folder in folders:
+        assert f"run {folder.name} failed and is tried again: worker killed by signal 9" in out
+        status = read_status(folder) or {}
+        assert (status["status"], status["attempts"], status["failures"]) == ("done", 2, 1)
 
 
 def test_a_run_of_its_own_that_was_stopped_goes_on_as_it_began(commands: Commands) -> None:

@@ -33,10 +33,11 @@ KEY = "0123456789abcdef" * 3
 
 
 class Runs:
-    """Trains the trial experiment's first run in this process."""
+    """Trains the trial experiment's runs in this process, the first one alone unless asked."""
 
     def __init__(self, folder: Path) -> None:
-        self.planned: PlannedRun = Commands(folder, folder / "unused").plan("launcher.threads=1")[0]
+        self.plan = Commands(folder, folder / "unused").plan("launcher.threads=1")
+        self.planned: PlannedRun = self.plan[0]
         self.sweep_dir = folder / "group-of-the-sweep"
         self.run_dir = self.sweep_dir / RUNS_DIR / self.planned.run_id
         self.said: list[str] = []
@@ -54,9 +55,15 @@ class Runs:
         (ended,) = train_job(job, "cpu", Mirror(tracking, self.said.append), hear)
         return ended.status
 
-    def folder(self) -> Path:
-        """The one offline run there is."""
-        (folder,) = (self.sweep_dir / "wandb").glob("offline-run-*")
+    def train_stack(self) -> None:
+        """Train all runs as one stack."""
+        corpus = prepare(self.planned.spec.data, self.planned.source)
+        tasks = tuple(Task(run, self.run_dir.with_name(run.run_id)) for run in self.plan)
+        train_job(Job(tasks, corpus.path), "cpu", Mirror(OFFLINE, self.said.append), lambda message: None)
+
+    def folder(self, run_id: str = "") -> Path:
+        """The one offline run there is, or that of a run."""
+        (folder,) = (self.sweep_dir / "wandb").glob(f"offline-run-*{run_id}")
         return folder
 
 
@@ -114,6 +121,16 @@ def test_a_live_mirror_holds_the_record(runs: Runs) -> None:
     assert summary["summary"]["params"] == runs.planned.costs["params"]
     started = next(json.loads(line)["run"] for line in inspect(runs.folder()).splitlines() if '"type":"run"' in line)
     assert started["run_group"] == "group-of-the-sweep"
+
+
+def test_each_run_of_a_stack_has_its_own_live_mirror(runs: Runs) -> None:
+    runs.train_stack()
+    assert runs.said == []
+    assert len(runs.plan) == 2
+    for planned in runs.plan:
+        assert_mirrors(runs.folder(planned.run_id), runs.run_dir.with_name(planned.run_id))
+    again = sync(runs.sweep_dir, HERE, runs.said.append)
+    assert (again.written, sorted(again.current)) == ([], sorted(run.run_id for run in runs.plan))
 
 
 def test_no_key_gets_into_what_is_written(runs: Runs) -> None:
