@@ -7,7 +7,7 @@ way measured for the device and the size. No run touches another's numbers.
 from __future__ import annotations
 
 import math
-from functools import reduce
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from sweep.model import NORM_EPS
 
 LOGITS = {"cpu": 2**18, "cuda": 2**27}  # how many are held at a time: on a CPU what its second cache holds twice
-SMALL = 2**15  # elements of a run below which the calls of a function in Python cost more than it saves
+LEAST_TOKENS = 64  # whose logits are held: with fewer the sum over tokens of the table's gradients takes the time
+SMALL = 2**15  # elements below which the calls of a function in Python cost more than it saves
 BLOCK = 2**16  # elements that several elementwise passes on a CPU go over while they are in the cache
 _LEAST = math.log(torch.finfo(torch.float32).tiny)
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -60,7 +61,7 @@ def embed(tokens: Tensor, table: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in the tanh approximation."""
-    own = x.device.type == "cpu" and x.dtype == torch.float32 and x[0].numel() >= SMALL
+    own = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= SMALL
     if not own or torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
     return _Gelu.apply(x) if torch.is_grad_enabled() and x.requires_grad else _gelu(x, None)
@@ -133,18 +134,20 @@ def _head(x: Tensor, table: Tensor, targets: Tensor, differentiate: bool) -> lis
     if torch.is_autocast_enabled(kind):
         x, table = (value.to(torch.get_autocast_dtype(kind)) for value in (x, table))
     n, vocab_size = x.shape[1], table.shape[1]
-    tokens = min(n, max(1, LOGITS[kind] // vocab_size))
+    tokens = min(n, max(LEAST_TOKENS, LOGITS[kind] // vocab_size))
     rows = max(1, LOGITS[kind] // (tokens * vocab_size))
     done = []
     for x_, table_, targets_ in zip(x.split(rows), table.split(rows), targets.split(rows), strict=True):
-        parts = [
-            _head_part(some, table_, wanted, differentiate)
-            for some, wanted in zip(x_.split(tokens, 1), targets_.split(tokens, 1), strict=True)
-        ]
-        columns = list(zip(*parts, strict=True))
-        done.append([*(_joined(column, 1) for column in columns[:2]), *(reduce(torch.add, c) for c in columns[2:])])
-    chosen, *gradients = (_joined(column, 0) for column in zip(*done, strict=True))
-    return [-chosen.log().clamp(min=_LEAST).sum((1, 2)), *gradients]
+        chosen, of_x, of_table = [], [], None
+        for some, wanted in zip(x_.split(tokens, 1), targets_.split(tokens, 1), strict=True):
+            probabilities, *slopes = _head_part(some, table_, wanted, differentiate)
+            chosen.append(probabilities)
+            if slopes:
+                of_x.append(slopes[0])
+                of_table = slopes[1] if of_table is None else of_table.add_(slopes[1])
+        done.append([_joined(chosen, 1), *([_joined(of_x, 1), of_table] if differentiate else [])])
+    chosen_all, *gradients = (_joined(column, 0) for column in zip(*done, strict=True))
+    return [-chosen_all.log().clamp(min=_LEAST).sum((1, 2)), *gradients]
 
 
 def _head_part(x: Tensor, table: Tensor, targets: Tensor, differentiate: bool) -> tuple[Tensor, ...]:
@@ -161,5 +164,5 @@ def _head_part(x: Tensor, table: Tensor, targets: Tensor, differentiate: bool) -
     return chosen, torch.bmm(slopes, table), torch.bmm(x.mT, slopes).float().mT
 
 
-def _joined(parts: tuple[Tensor, ...], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
