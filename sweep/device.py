@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -74,9 +73,7 @@ def numerics(precision: str, execution: Execution, device: str) -> Iterator[None
         torch.compiler.reset()  # the shapes of earlier runs count against dynamo's limit, beyond which it runs eagerly
         strict = torch._dynamo.config.patch(error_on_recompile=True)
     try:
-        with strict, warnings.catch_warnings():
-            # Each run's gradients lie in one row, so those of a stack are not dense. Nothing here needs them to be.
-            warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
+        with strict:
             yield
     finally:
         torch.set_num_threads(before[0])

@@ -148,17 +148,12 @@ def test_bf16_keeps_no_casts_of_weights() -> None:
 
 
 def test_gradients_in_rows_are_no_reason_to_warn(plan_tiny: Callable[..., PlannedRun]) -> None:
-    runs = [plan_tiny(seed=seed) for seed in (0, 1)]
-    learner = make_learner(runs, "cpu")
+    learner = make_learner([plan_tiny(seed=seed) for seed in (0, 1)], "cpu")
     tokens = torch.zeros(2, 4, 32, dtype=torch.int64)
-    torch.set_warn_always(True)  # torch tells this once a process
+    torch.set_warn_always(True)  # torch tells of gradients that are not dense once a process
     try:
-        with warnings.catch_warnings(), numerics("fp32", Execution(), "cpu"):
-            warnings.simplefilter("error", append=True)
-            learner.accumulate(tokens, tokens)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(UserWarning, match="layout contract"):
-                learner.accumulate(tokens, tokens)
+            learner.accumulate(tokens, tokens)
     finally:
         torch.set_warn_always(False)
