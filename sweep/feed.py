@@ -2,7 +2,7 @@
 
 On a GPU the token file is kept in device memory where it fits: then only the numbers of windows travel. Where it does
 not fit, a thread prepares the next block in page-locked memory while the device works at this one. On a CPU a block is
-gathered from the memory-mapped file when it is asked for: 0.05 to 0.3 us a sequence, against 100 us and more to train it.
+gathered from the memory-mapped file when asked for: 0.05 to 0.3 us a sequence, against 100 us and more to train it.
 """
 
 from __future__ import annotations
