@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -119,8 +119,10 @@ class Session:
         self._evaluate()
         while self._members:
             asked, due = self._advance(stop)
+            reasons = {run: reason for _, run in self._members if (reason := run.diverged())}
+            self._secure(reasons)
             for attempt, run in list(self._members):
-                if reason := run.diverged():
+                if reason := reasons.get(run):
                     self._own(attempt, run, partial(self._end, attempt, run, "diverged", reason))
                 elif asked or (attempt.leaving and self.world.size == 1):
                     self._own(attempt, run, partial(self._suspend, attempt, run))
@@ -217,8 +219,17 @@ class Session:
             else:
                 said = f"test loss is not finite at step {run.step}"
                 self._own(attempt, run, partial(self._end, attempt, run, "diverged", said))
-        for attempt, run in [(attempt, run) for attempt, run in self._members if run.target is None]:
+        through = [(attempt, run) for attempt, run in self._members if run.target is None]
+        self._secure([run for _, run in through])
+        for attempt, run in through:
             self._own(attempt, run, partial(self._finish, attempt, run))
+
+    def _secure(self, leaving: Collection[Run]) -> None:
+        """Save the others before some runs leave for good. The last bits of a computation depend on how many take part,
+        and a resume has to repeat them; on a GPU it does not in any case."""
+        if leaving and self.device == "cpu" and self.world.size == 1:
+            for attempt, run in [(attempt, run) for attempt, run in self._members if run not in leaving]:
+                self._own(attempt, run, partial(self._save_if_possible, attempt, run))
 
     def _finish(self, attempt: Attempt, run: Run) -> None:
         self.save(attempt, run)

@@ -119,9 +119,9 @@ class Interrupted(Exception):
     pass
 
 
-def stop_at(step: int) -> Callable[[str, dict[str, Any]], None]:
+def stop_at(step: int, run: str | None = None) -> Callable[[str, dict[str, Any]], None]:
     def watch(name: str, row: dict[str, Any]) -> None:
-        if row["step"] >= step:
+        if row["step"] >= step and run in (None, name):
             raise Interrupted
 
     return watch
@@ -136,6 +136,21 @@ def test_a_stack_resumes_bit_identically(plan_tiny: Plan, tiny_corpus: Any, tmp_
             train(left(plans, tmp_path / "cut"), tmp_path / "cut", tiny_corpus, stop_at(step))
     middle = [path.stem for path in (tmp_path / "cut" / "large batch" / CHECKPOINT_DIR).glob("*.json")]
     assert any("+" in stem for stem in middle)  # in mid-batch
+    train(left(plans, tmp_path / "cut"), tmp_path / "cut", tiny_corpus)
+    for name in plans:
+        assert_identical(tmp_path / "cut" / name, tmp_path / "whole" / name)
+
+
+def test_a_stack_resumes_bit_identically_where_members_had_left_it(
+    plan_tiny: Plan, tiny_corpus: Any, tmp_path: Path
+) -> None:
+    """No checkpoint is due by time; cut off after the early end of one run, and after that of all but one."""
+    plans = mixed(plan_tiny)
+    train(plans, tmp_path / "whole", tiny_corpus)
+    for name, step in (("small batch", 50), ("large batch", 20)):
+        with pytest.raises(Interrupted):
+            train(left(plans, tmp_path / "cut"), tmp_path / "cut", tiny_corpus, stop_at(step, name))
+    assert len(left(plans, tmp_path / "cut")) == 1
     train(left(plans, tmp_path / "cut"), tmp_path / "cut", tiny_corpus)
     for name in plans:
         assert_identical(tmp_path / "cut" / name, tmp_path / "whole" / name)
