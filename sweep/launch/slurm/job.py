@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import sys
@@ -18,11 +17,12 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sweep.config import TrackingConfig
 from sweep.launch.slurm.interrupt import Interruptions
 from sweep.launch.slurm.resources import REQUEUE, again_file
+from sweep.launch.slurm.standing import Standing, read
 from sweep.launch.slurm.submission import CANCEL_FILE, FOLDER, STOPPED_FILE, job_folder
 from sweep.run_dir import run_dir
 from sweep.schema import PLAN_FILE, RUNS_DIR, STATUS_FILE
@@ -125,7 +125,7 @@ class _Work:
                 return self._apart(ended[0]) if self.world.rank == 0 else 1
             following, again = self._after(due[0], ended)
             if following in ("requeue", "wait") and self.world.first(self._left):
-                self.world.first(partial(self._note, start))
+                self.world.first(start.note)
                 if following == "wait":
                     self._wait_for_the_end()
                 return REQUEUE
@@ -230,7 +230,7 @@ class _Work:
 
         ended: list[tuple[str, str | None]] = []
         for entry in os.scandir(Path(self.pack.sweep_dir) / RUNS_DIR):
-            status = _read(Path(entry.path) / STATUS_FILE)
+            status = read(Path(entry.path) / STATUS_FILE)
             ended += ended_for_good([status] if "status" in status else [], self.pack.retries, self.pack.submission)
             if ended and ended[-1][0] != "failed":
                 return None
@@ -243,38 +243,29 @@ class _Work:
         write_json(Path(self.pack.sweep_dir) / FOLDER / STOPPED_FILE, {"reason": reason, "when": when})
         _say(f"the sweep stops: {reason}")
 
-    def _judge_progress(self) -> dict[str, Any]:
+    def _judge_progress(self) -> Standing:
         """Compare the runs with how they stood when the job started before, and take what it is at to have failed where
         nothing has moved for several starts: a run for good, a stack so that its runs are tried one by one. Returns how
         they stand."""
-        stand: dict[str, Any] = {"runs": [_stand(self.pack.run_dir(run_id)) for run_id, _ in self.pack.runs]}
-        before = _read(self._notes)
-        idle = before.get("idle", 0) + 1 if before.get("runs") == stand["runs"] else 0
+        standing = Standing.now(self._notes, [self.pack.run_dir(run_id) for run_id, _ in self.pack.runs])
         due = next(filter(None, map(self._due, self.groups)), None)
-        if idle >= STARTS_WITHOUT_PROGRESS and due:
+        if standing.idle >= STARTS_WITHOUT_PROGRESS and due:
             error = (
-                f"no progress within the time limit of {self.pack.minutes} minutes in {idle + 1} starts of its job; "
-                "raise launcher.time_limit_minutes"
+                f"no progress within the time limit of {self.pack.minutes} minutes in {standing.idle + 1} starts of "
+                "its job; raise launcher.time_limit_minutes"
             )
             for run in due[0]:
                 self._fail(run.run_id, error, retry=len(due[0]) > 1)
             return self._judge_progress()
-        stand["idle"] = idle
         if self.pack.claim[1]:
-            self._note(stand)
-        return stand
+            standing.note()
+        return standing
 
     @property
     def _notes(self) -> Path:
         """Where a job that starts again finds how its runs stood before."""
         job = os.environ.get("SLURM_JOB_ID", "0")
         return job_folder(Path(self.pack.sweep_dir), self.pack.submission) / f"{job}.progress"
-
-    def _note(self, stand: dict[str, Any]) -> None:
-        from sweep.atomic import write_json
-
-        with contextlib.suppress(OSError):  # a full disk costs a run some patience only
-            write_json(self._notes, stand)
 
     def _fail(self, run_id: str, error: str, retry: bool = False) -> None:
         from sweep.lease import hold
@@ -334,25 +325,6 @@ def _missing(corpus: Path, device: str) -> str | None:
                 "launcher.python), or launcher.device=cpu"
             )
     return None
-
-
-def _stand(folder: Path) -> list[Any]:
-    """How far a run is: what changes with every checkpoint, failure and end."""
-    from sweep.schema import CHECKPOINT_DIR
-
-    status = _read(folder / STATUS_FILE)
-    ended = status.get("status") if status.get("status") != "running" else None
-    checkpoints = sorted(path.name.split("-a")[0] for path in (folder / CHECKPOINT_DIR).glob("step-*.json"))
-    return [ended, status.get("failures", 0), checkpoints]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _say(line: str) -> None:
