@@ -235,7 +235,7 @@ def out_of_memory(lab: Lab) -> Result:
             peak = max([peak, *(process_status(pid).get("VmPeak", 0) for pid in sweep.workers(process))])
             time.sleep(0.05)
         peaks.append(peak)
-    limit = 1024 * sum(peaks) // 2
+    limit = 1024 * (peaks[0] + 3 * peaks[1]) // 4  # so that the first step fails already
     result.expect(peaks[0] > peaks[1] + 50_000, f"peaks {peaks} kB do not differ by enough to tell them apart")
     sweep = Sweep(lab, "memory", science, how=(whole,))
     code, output = sweep.run(*LOCAL, PYTHONPATH=INJECT, DRILL_MEMORY=str(limit))
