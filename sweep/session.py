@@ -58,7 +58,7 @@ class Attempt:
     member: Member
     record: RunRecord
     found: Checkpoint | None = None  # until it has been read
-    earlier_s: float = 0.0  # wall time of the attempts before, up to the checkpoint
+    wall_s: float = 0.0  # its share of the time that its stacks have taken, in this attempt and those before
 
     @property
     def folder(self) -> Path:
@@ -80,7 +80,7 @@ class Attempt:
         """Bring `run` of `stack` to the checkpoint."""
         if self.found:
             stack.restore(run, self.found)
-            self.earlier_s, self.found = self.found.meta["wall_s"], None
+            self.wall_s, self.found = self.found.meta["wall_s"], None
 
     @property
     def leaving(self) -> bool:
@@ -95,7 +95,7 @@ class Session:
     def __init__(self, attempts: Sequence[Attempt], corpus: Corpus, device: str, ended: Ended, world: World) -> None:
         """From the attempts' checkpoints, which are at one position."""
         self.world, self.device, self._ended = world, device, ended
-        self.started = self.saved = time.perf_counter()
+        self.counted = self.saved = time.perf_counter()
         self.saving_s = 0.0  # the last checkpoints took
         self.stack = Stack([attempt.member.planned for attempt in attempts], corpus, device, world)
         by_id = {run.spec.run_id: run for run in self.stack.runs}
@@ -111,8 +111,12 @@ class Session:
         return [attempt for attempt, _ in self._members]
 
     def wall_s(self, attempt: Attempt) -> float:
-        """Of this attempt and those before."""
-        return attempt.earlier_s + time.perf_counter() - self.started
+        """Seconds that this run has taken so far: those that runs spent together count in equal parts."""
+        now = time.perf_counter()
+        for other in self.live:
+            other.wall_s += (now - self.counted) / len(self._members)
+        self.counted = now
+        return attempt.wall_s
 
     def train(self, stop: Stop) -> None:
         """Train to the end, or to the checkpoints that `stop()` asks for."""
@@ -163,6 +167,7 @@ class Session:
             self._leave(attempt, run, error)
 
     def _leave(self, attempt: Attempt, run: Run, outcome: str | Exception) -> None:
+        self.wall_s(attempt)  # until now it took part
         self._members.remove((attempt, run))
         self.stack.leave(run)
         self._ended(attempt.member, outcome)

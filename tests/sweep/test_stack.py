@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,10 @@ def assert_identical(run_dir: Path, other: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_stack_trains_each_run_as_alone(plan_tiny: Plan, tiny_corpus: Any, tmp_path: Path, family: str) -> None:
     plans = mixed(plan_tiny, family=family, steps=200)
+    started = time.perf_counter()
     assert set(train(plans, tmp_path / "stack", tiny_corpus).values()) == {"done"}
+    taken = time.perf_counter() - started
+    assert 0 < sum(read_record(tmp_path / "stack" / name).status["wall_s"] for name in plans) < taken
     for name, planned in plans.items():
         assert train_run(planned, tmp_path / "alone" / name, tiny_corpus, "cpu") == "done"
         assert_close(tmp_path / "stack" / name, tmp_path / "alone" / name)
