@@ -4,7 +4,8 @@ A checkpoint is step-N-aA.json, of attempt A at the run, with one file of tensor
 part of the state, one a rank: step-N-aA-RofS.safetensors. One that was made K sequences into the batch of the step
 after N is step-N+K-aA. The JSON file names them with their hashes and says which
 pieces of the state's vectors each one holds, so that any number of ranks can read it. It comes last: with it the
-checkpoint exists. The one before is kept until the next.
+checkpoint exists. The one before, at another position, is kept until the next. Those further ahead are of a course that
+was given up, and go.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def save(
     share: Share | None = None,
     into: int = 0,
 ) -> None:
-    """Write the checkpoint of `step`, or `into` sequences beyond it, to `folder` and remove all but the newest two.
-    Every rank calls it.
+    """Write the checkpoint of `step`, or `into` sequences beyond it, to `folder` and remove all but this one and the one
+    before it. Every rank calls it.
 
     `tensors` (whole), `meta` and `lease` are rank 0's and passed over on the others; `share` is each rank's own. On
     every rank raises LeaseLost where a later attempt has taken over, and OSError, naming the path, where a rank cannot
@@ -129,7 +130,7 @@ def save(
         length = sum(stop - start for shard in shards for start, stop in shard["pieces"])
         content = {"vectors": dict.fromkeys(sorted(vectors), length), "shards": shards, "meta": meta}
         write_atomic(folder / f"{stem}.json", json.dumps({"hash": _hash(content), **content}), lease)
-        _clean(folder, lease)
+        _clean(folder, (step, into), lease)
 
     try:
         shards = [shard for shard in world.each(write) if shard]
@@ -183,13 +184,17 @@ def _write(data: Path, tensors: dict[str, Tensor]) -> str:
         raise
 
 
-def _clean(folder: Path, lease: Lease | None) -> None:
-    """Remove the older checkpoints, and what interrupted writes left, of this attempt and those before."""
-    kept = {path.stem for path in _newest_first(folder)[:KEPT]}
-    for path in folder.iterdir():
-        found = NAME.match(path.name)
-        newer = found and lease and int(found[3]) > lease.number
-        if not newer and path.suffix != CORRUPT and (found[0] if found else None) not in kept:
+def _clean(folder: Path, written: Position, lease: Lease | None) -> None:
+    """Remove the older checkpoints, those ahead of the position `written`, and what interrupted writes left, of this
+    attempt and those before."""
+    found = {
+        _position(path): path.stem for path in reversed(_newest_first(folder))
+    }  # of each position the last attempt
+    kept = [stem for position, stem in sorted(found.items()) if position <= written][-KEPT:]
+    for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):  # without that there is none
+        match = NAME.match(path.name)
+        newer = match and lease and int(match[3]) > lease.number
+        if not newer and path.suffix != CORRUPT and (match[0] if match else None) not in kept:
             path.unlink(missing_ok=True)
 
 

@@ -84,18 +84,23 @@ def test_attempts_share_no_file_and_a_superseded_one_adds_and_removes_nothing(tm
         save(folder, step, first)
     first.release()
     second = take(tmp_path, "run")
-    save(folder, 10, second)
-    assert sorted(path.stem for path in folder.glob("*.json")) == ["step-10-a2", "step-30-a1"]
-    with pytest.raises(LeaseLost):
-        save(folder, 40, first)
     save(folder, 30, second)
     assert sorted(path.name for path in folder.iterdir()) == [
-        f"step-30-a{number}.{suffix}" for number in (1, 2) for suffix in ("json", "safetensors")
+        f"step-{stem}.{suffix}" for stem in ("30-a2", "5-a1") for suffix in ("json", "safetensors")
     ]
+    with pytest.raises(LeaseLost):
+        save(folder, 40, first)
+    assert sorted(path.stem for path in folder.glob("*.json")) == ["step-30-a2", "step-5-a1"]
     found = checkpoint.load_newest(folder)
     assert found is not None
     assert found.meta["step"] == 30
     second.release()
+
+
+def test_those_ahead_go_and_count_for_nothing_once_a_run_goes_on_from_one_before(tmp_path: Path) -> None:
+    for step in (10, 30, 20):
+        save(tmp_path, step)
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == ["step-10-a0", "step-20-a0"]
 
 
 def save_shards(folder: Path) -> None:

@@ -6,9 +6,10 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from sweep import checkpoint, session
-from sweep.lease import take
+from sweep.lease import Lease, take
 from sweep.record import read_record, read_status, read_steps
 from sweep.schema import CHECKPOINT_DIR, STATUS_FILE
 from sweep.session import Member
@@ -51,12 +52,16 @@ def mixed(plan: Plan, **changes: Any) -> dict[str, PlannedRun]:
 
 
 def train(
-    plans: dict[str, PlannedRun], folder: Path, corpus: Any, on_evaluation: Callable[[str, dict], None] | None = None
+    plans: dict[str, PlannedRun],
+    folder: Path,
+    corpus: Any,
+    on_evaluation: Callable[[str, dict], None] | None = None,
+    leases: Mapping[str, Lease] = MappingProxyType({}),
 ) -> dict[str, str | Exception]:
     """Train the plans as one stack, each in the folder of its name; returns how they ended."""
     ended: dict[str, str | Exception] = {}
     watched = {name: partial(on_evaluation, name) if on_evaluation else None for name in plans}
-    members = [Member(planned, folder / name, on_evaluation=watched[name]) for name, planned in plans.items()]
+    members = [Member(plans[name], folder / name, leases.get(name), watched[name]) for name in plans]
     train_runs(members, corpus, "cpu", lambda member, outcome: ended.update({member.run_dir.name: outcome}))
     return ended
 
@@ -178,6 +183,28 @@ def test_checkpoints_of_different_age_meet_at_the_one_in_common(
     for path in ahead.parent.glob(f"{ahead.stem}.*"):
         path.unlink()
     train(left(plans, tmp_path / "cut"), tmp_path / "cut", tiny_corpus)
+    for name in plans:
+        assert_identical(tmp_path / "cut" / name, tmp_path / "whole" / name)
+
+
+def test_kills_while_checkpoints_are_written_leave_one_in_common(
+    plan_tiny: Plan, tiny_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice in the same round of them, then in one at another position."""
+    plans = mixed(plan_tiny, execution={"micro_batch": 2, "checkpoint_seconds": 0.0})
+    train(plans, tmp_path / "whole", tiny_corpus)
+    write, members = checkpoint.save, len(plans)
+    for block, written in ((session.BLOCK_STEPS, members + 3), (session.BLOCK_STEPS, 3), (1, members + 3), (1, 3)):
+        left = [write] * written
+        monkeypatch.setattr(session, "BLOCK_STEPS", block)
+        monkeypatch.setattr(checkpoint, "save", lambda *args, left=left: left.pop()(*args))
+        leases = {name: take(tmp_path / "cut" / name, "run") for name in plans}
+        with pytest.raises(IndexError):
+            train(plans, tmp_path / "cut", tiny_corpus, leases=leases)
+        for lease in leases.values():
+            lease.release()
+    monkeypatch.undo()
+    train(plans, tmp_path / "cut", tiny_corpus)
     for name in plans:
         assert_identical(tmp_path / "cut" / name, tmp_path / "whole" / name)
 
