@@ -109,8 +109,8 @@ def save(
     share: Share | None = None,
     into: int = 0,
 ) -> None:
-    """Write the checkpoint of `step`, or `into` sequences beyond it, to `folder` and remove all but this one and the one
-    before it. Every rank calls it.
+    """Write the checkpoint of `step`, or `into` sequences beyond it, to `folder` and remove all but it and the one
+    before. Every rank calls it.
 
     `tensors` (whole), `meta` and `lease` are rank 0's and passed over on the others; `share` is each rank's own. On
     every rank raises LeaseLost where a later attempt has taken over, and OSError, naming the path, where a rank cannot
