@@ -136,7 +136,7 @@ def save(
         shards = [shard for shard in world.each(write) if shard]
         world.first(commit)
     except Exception:
-        if share or world.rank == 0:
+        if (share or world.rank == 0) and not (folder / f"{stem}.json").exists():  # one of before, which stays
             with contextlib.suppress(OSError):
                 data.unlink()
         raise

@@ -217,17 +217,20 @@ class Session:
         """Evaluate the runs that are due, and end those that are through."""
         due = [(attempt, run) for attempt, run in self._members if run.step == run.target]
         found = self.stack.evaluate([run for _, run in due]) if due else []
+        lost: dict[Run, str] = {}
         for (attempt, run), (loss, error) in zip(due, found, strict=True):
             row = run.evaluated(loss, error, self.wall_s(attempt))
             if np.isfinite(loss):
                 self._own(attempt, run, partial(self.world.first, partial(self._report, attempt, row)))
             else:
-                said = f"test loss is not finite at step {run.step}"
-                self._own(attempt, run, partial(self._end, attempt, run, "diverged", said))
-        through = [(attempt, run) for attempt, run in self._members if run.target is None]
+                lost[run] = f"test loss is not finite at step {run.step}"
+        through = [(attempt, run) for attempt, run in self._members if run in lost or run.target is None]
         self._secure([run for _, run in through])
         for attempt, run in through:
-            self._own(attempt, run, partial(self._finish, attempt, run))
+            if reason := lost.get(run):
+                self._own(attempt, run, partial(self._end, attempt, run, "diverged", reason))
+            else:
+                self._own(attempt, run, partial(self._finish, attempt, run))
 
     def _secure(self, leaving: Collection[Run]) -> None:
         """Save the others before some runs leave for good. The last bits of a computation depend on how many take part,

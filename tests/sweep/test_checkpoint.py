@@ -162,6 +162,8 @@ def test_full_disk_leaves_the_checkpoints_before(small_disk: Path) -> None:
     before = sorted(folder.iterdir())
     with pytest.raises(OSError, match=r"No space left on device; free some space.*step-40-a0.safetensors"):
         checkpoint.save(folder, 40, {"weights": torch.zeros(300_000)}, {})
+    with pytest.raises(OSError, match="No space left on device"):  # once more at the same position
+        checkpoint.save(folder, 30, {"weights": torch.zeros(300_000)}, {})
     assert sorted(folder.iterdir()) == before
     save(folder, 40)
     found = checkpoint.load_newest(folder)

@@ -262,6 +262,19 @@ def test_a_diverging_run_leaves_and_the_others_do_not_notice(
         assert_close(tmp_path / "with" / name, tmp_path / "without" / name)
 
 
+def test_a_run_resumes_bit_identically_where_its_only_companion_had_diverged(
+    plan_tiny: Plan, tiny_corpus: Any, tmp_path: Path
+) -> None:
+    """At an evaluation; no checkpoint is due by time."""
+    plans = {"wild": plan_tiny(lr=1e36, schedule={"warmup_steps": 0}), "fine": plan_tiny(steps=60, sequences=1)}
+    assert train(plans, tmp_path / "whole", tiny_corpus) == {"wild": "diverged", "fine": "done"}
+    assert read_record(tmp_path / "whole" / "wild").status["error"] == "test loss is not finite at step 1"
+    with pytest.raises(Interrupted):
+        train(plans, tmp_path / "cut", tiny_corpus, stop_at(40, "fine"))
+    assert train({"fine": plans["fine"]}, tmp_path / "cut", tiny_corpus) == {"fine": "done"}
+    assert_identical(tmp_path / "cut" / "fine", tmp_path / "whole" / "fine")
+
+
 def test_a_member_with_trouble_of_its_own_leaves_alone(plan_tiny: Plan, tiny_corpus: Any, tmp_path: Path) -> None:
     """Its lease is taken, its record cannot be written, it is not wanted any more."""
     names = ("taken", "full", "unwanted", "fine")
