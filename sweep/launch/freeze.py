@@ -88,8 +88,10 @@ def _same_runs(sweep_dir: Path, earlier: list[PlannedRun], runs: list[PlannedRun
 
 
 def _onward(earlier: PlannedRun, new: PlannedRun, stack: bool) -> PlannedRun:
-    if earlier.stack is not None and not stack:  # by itself it takes the micro-batch of a run by itself
-        execution = dataclasses.replace(earlier.execution, micro_batch=new.execution.micro_batch)
+    if earlier.stack is not None and not stack:
+        # the micro-batch of a run by itself, which a plan with stacks does not know: None, chosen where it is trained
+        micro = new.execution.micro_batch if new.stack is None else None
+        execution = dataclasses.replace(earlier.execution, micro_batch=micro)
         return dataclasses.replace(earlier, source=new.source, execution=execution, stack=None)
     return dataclasses.replace(earlier, source=new.source, execution=_execution(earlier.execution, new.execution))
 

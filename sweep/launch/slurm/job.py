@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +55,7 @@ class Pack:
     minutes: int  # the time limit
     kill_wait: int  # seconds between SIGTERM and SIGKILL of a job that is cancelled
     command: tuple[str, ...]  # that submitted it
+    alone: dict[str, int | None] = field(default_factory=dict)  # micro-batches of runs that leave the plan's stacks
 
     def __call__(self) -> None:
         """Train what is left of the runs. Ends the process, or raises SystemExit, with the exit codes above."""
@@ -85,11 +86,14 @@ class Pack:
         return run_dir(Path(self.sweep_dir), run_id)
 
     def planned(self, run_id: str, offset: int) -> PlannedRun:
-        """A run as the plan has it."""
+        """A run as the plan has it, but for its stack where the submission wants none."""
         from sweep.ladder import micro_batch
         from sweep.plan import read_run
 
         planned = read_run(Path(self.sweep_dir) / PLAN_FILE, offset, run_id)
+        if run_id in self.alone:
+            execution = dataclasses.replace(planned.execution, micro_batch=self.alone[run_id])
+            planned = dataclasses.replace(planned, stack=None, execution=execution)
         if self.device != "cpu" or planned.execution.micro_batch:
             return planned
         # a plan made for a GPU left the micro-batch to it

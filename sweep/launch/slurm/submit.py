@@ -88,6 +88,7 @@ def submit(
         return dataclasses.replace(
             empty,
             runs=tuple((run.run_id, offsets[run.run_id]) for run in members),
+            alone={run.run_id: run.execution.micro_batch for run in members if launcher.stack == "off"},
             corpora={run.data_hash or "": str(frozen.corpus(run).absolute()) for run in members},
             minutes=limit,
         )
