@@ -82,11 +82,10 @@ def _stacked(work: Work, folder: Path) -> Done:
             status = read_status(run_dir) or {}
             if status.get("status") != "done":
                 sys.exit(f"run {run.run_id} of the stacked sweep ended as {status.get('status')}")
-            row = _last_row(run_dir / METRICS_FILE)
             ends.append(status["updated"])
-            lengths.append(row["elapsed_s"])
-            losses[run.run_id] = row["test_loss"]
-        intervals.append((max(ends) - max(lengths), max(lengths)))
+            lengths.append(status["wall_s"])  # its part of what they took together
+            losses[run.run_id] = _last_row(run_dir / METRICS_FILE)["test_loss"]
+        intervals.append((max(ends) - sum(lengths), sum(lengths)))
     starts = sorted(start for start, _ in intervals)[: work.workers]  # the first group of each worker
     startup, compute = sum(start - began for start in starts), sum(length for _, length in intervals)
     return Done(wall, startup, compute, len(starts) * wall - startup - compute, math.nan, peak[0], losses)
