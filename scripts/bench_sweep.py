@@ -9,12 +9,14 @@ Three ways, in turns, two processes at once, one thread each, imports included:
 
 stacked  isoloss sweep with its workers, groups of runs trained as one model
 single   one process per run by isoloss's own trainer, the longest first, without lease, Hydra and launcher
-plain    one process per run by a loop over the transformers model, evaluated at the same steps on the same tokens
+plain    one eager process per run by a loop over the transformers model, evaluated at the same steps on the same tokens:
+         what a shell loop over a training script does
 
-`ratio` is single / stacked of all runs; `ratio_small_batch` of those with batches of at most 16 sequences and a shape
-that several of them have, measured as sweeps of their own where that is not all runs. Horizons are shortened to a
-share, the same for all ways; warm-ups stay. Ratios at whole horizons are computed from the measured start-up and
-compute.
+`ratio` is plain / stacked of all runs, wall time; `ratio_small_batch` that of the runs with batches of at most 16
+sequences and a shape that several of them have, measured as sweeps of their own where that is not all runs.
+`ratio_single` and `ratio_single_small_batch` are single / stacked: what stacks and shared processes alone bring, without
+what isoloss's own training step brings. Horizons are shortened to a share, the same for all ways; warm-ups stay. Ratios
+at whole horizons are computed from the measured start-up and compute.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for each in work:
         ratios = lists[each.name]["ratios"]
         for suffix in each.suffixes:
-            result[f"ratio{suffix}"] = ratios["single"]["wall"]["median"]
-            result[f"ratio_plain{suffix}"] = ratios["plain"]["wall"]["median"]
+            result[f"ratio{suffix}"] = ratios["plain"]["wall"]["median"]
+            result[f"ratio_single{suffix}"] = ratios["single"]["wall"]["median"]
     return {**result, "lists": lists}
 
 

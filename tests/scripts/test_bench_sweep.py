@@ -69,7 +69,7 @@ def test_all_ways_train_the_same_runs(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(file.read_text())
-    names = ("ratio", "ratio_small_batch", "ratio_plain", "ratio_plain_small_batch")
+    names = ("ratio", "ratio_small_batch", "ratio_single", "ratio_single_small_batch")
     assert all(0 < found[name] < math.inf for name in names)
     assert found["ratio"] == found["ratio_small_batch"]  # small batches are all there are
     [(_, runs)] = found["lists"].items()
