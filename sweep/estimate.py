@@ -18,7 +18,7 @@ from sweep.accounting import count_flops
 from sweep.cache import cache_dir
 from sweep.ladder import activation_bytes
 from sweep.launcher import LocalLauncher, SlurmLauncher
-from sweep.phases import Phase, phases
+from sweep.phases import PassCosts, Phase, phases
 from sweep.schema import InputError
 from sweep.spec import PlannedRun
 
@@ -40,8 +40,9 @@ MEMORY = {"cpu": 2**29, "v100": 8e9, "a100": 20e9, "h100": 40e9, "h200": 70e9, "
 USEFUL = 0.3
 CPU_RATE = 50e9  # FLOP/s of one thread
 # Small models are bound by calls and memory, not by arithmetic, hence times a pass and a token too.
-PER_PASS = {"cpu": 0.5e-3, "cuda": 1.5e-3}  # seconds a layer
-PER_TOKEN = {"cpu": 1.3e-6, "cuda": 0.0}  # seconds a layer
+PER_PASS = {"cpu": 0.6e-3, "cuda": 1.5e-3}  # seconds a layer
+PER_TOKEN = {"cpu": 0.5e-6, "cuda": 0.0}  # seconds a layer
+TOGETHER = {"cpu": 1.15, "cuda": 1.0}  # how much dearer a token is among several runs
 # How often a GPU moves what a pass keeps, which takes it longer than the arithmetic of narrow models: written, read,
 # read again for the gradients, which are written and read; at two thirds of the data sheet's rate.
 MOVES = 5 * 1.5
@@ -76,10 +77,10 @@ class Machine:
         given = "given" if self.flops_per_s else "assumed"
         if self.device == "cpu":
             rate = f"{self.flops_per_second('', 1) / 1e9:.3g} GFLOP/s a CPU thread"
-            calls = "0.5 ms a pass and 1.3 us a token"
+            calls = f"{PER_PASS['cpu'] * 1e3:.3g} ms a pass and {PER_TOKEN['cpu'] * 1e6:.3g} us a token"
         else:
             each = [f"{self.flops_per_second(name, 1) / 1e12:.3g} TFLOP/s in {name}" for name in sorted(precisions)]
-            rate, calls = f"{', '.join(each)} a GPU ({self.kind})", "1.5 ms a pass"
+            rate, calls = f"{', '.join(each)} a GPU ({self.kind})", f"{PER_PASS['cuda'] * 1e3:.3g} ms a pass"
             if not self.flops_per_s:
                 rate += f", {1 / MOVES * BANDWIDTH[self.kind] / 1e9:.3g} GB/s of a pass's activations"
         shared = f", over {self.ranks} ranks a run" if self.ranks > 1 else ""
@@ -147,20 +148,20 @@ def estimate_seconds(
 ) -> tuple[list[float], bool]:
     """Seconds of training and evaluation of runs that `machine` trains as one stack, or of one: each run's share, in
     order, which add up to the whole; and whether they rest on one of the `measurements`."""
-    calls, token = pass_costs(members[0], machine)
+    costs = pass_costs(members[0], machine)
     n_ctx = members[0].spec.model.n_ctx
     found = stack_phases(members, machine.ranks)
     factor, measured = 1.0, None
     if measurements and machine.here:
-        longest = longest_phase(found, calls, token, n_ctx)
+        longest = longest_phase(found, costs, n_ctx)
         measured = measurements.get(measurement_key(members[0], longest, machine.device))
         if measured is not None:
-            factor = measured * longest.passes / longest.seconds(calls, token, n_ctx)
+            factor = measured * longest.passes / longest.seconds(costs, n_ctx)
     shares, spent = [0.0] * len(members), 0.0
     for phase in found:
-        spent += factor * phase.seconds(calls, token, n_ctx) / phase.runs
+        spent += factor * phase.seconds(costs, n_ctx) / phase.runs
         for i in phase.leaving:
-            shares[i] = spent + factor * evaluation_seconds(members[i], machine, calls, token)
+            shares[i] = spent + factor * evaluation_seconds(members[i], machine, costs)
     return shares, measured is not None
 
 
@@ -174,9 +175,9 @@ def stack_phases(members: Sequence[PlannedRun], ranks: int = 1) -> list[Phase]:
     return phases(tuple(found))
 
 
-def longest_phase(found: Sequence[Phase], calls: float, token: float, n_ctx: int) -> Phase:
+def longest_phase(found: Sequence[Phase], costs: PassCosts, n_ctx: int) -> Phase:
     """The phase that takes the most time, the first of equals."""
-    return max(found, key=lambda phase: phase.seconds(calls, token, n_ctx))
+    return max(found, key=lambda phase: phase.seconds(costs, n_ctx))
 
 
 def evaluations(planned: PlannedRun) -> float:
@@ -187,14 +188,14 @@ def evaluations(planned: PlannedRun) -> float:
     )
 
 
-def evaluation_seconds(planned: PlannedRun, machine: Machine, calls: float, token: float) -> float:
+def evaluation_seconds(planned: PlannedRun, machine: Machine, costs: PassCosts) -> float:
     """Of all evaluations of a run, which go forward only, a third of a pass."""
     tokens = evaluations(planned) * planned.spec.data.test_tokens / machine.ranks
-    return tokens * (token + calls / EVALUATION_TOKENS[machine.device]) / 3
+    return tokens * (costs.token + costs.calls / EVALUATION_TOKENS[machine.device]) / 3
 
 
-def pass_costs(planned: PlannedRun, machine: Machine) -> tuple[float, float]:
-    """Seconds of one forward and backward pass of one rank by the stated assumption: of a pass, and of each token."""
+def pass_costs(planned: PlannedRun, machine: Machine) -> PassCosts:
+    """Of one rank, by the stated assumption."""
     model = planned.spec.model
     rate = machine.flops_per_second(planned.spec.precision, planned.execution.threads)
     calls = model.n_layer * PER_PASS[machine.device]
@@ -202,7 +203,7 @@ def pass_costs(planned: PlannedRun, machine: Machine) -> tuple[float, float]:
     if machine.device == "cuda" and not machine.flops_per_s:
         kept = activation_bytes(model, attention=False) * (0.5 if planned.spec.precision == "bf16" else 1)
         token = max(token, MOVES * kept / BANDWIDTH[machine.kind])
-    return calls, token
+    return PassCosts(calls, token, TOGETHER[machine.device])
 
 
 def measurement_key(planned: PlannedRun, phase: Phase, device: str) -> str:

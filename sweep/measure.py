@@ -41,8 +41,8 @@ def measure(runs: Iterable[PlannedRun], device: str, report: Callable[[str], Non
     for members in stacks(runs):
         n_ctx = members[0].spec.model.n_ctx
         costs = pass_costs(members[0], here)
-        phase = longest_phase(stack_phases(members), *costs, n_ctx)
-        expected = phase.seconds(*costs, n_ctx) / phase.passes
+        phase = longest_phase(stack_phases(members), costs, n_ctx)
+        expected = phase.seconds(costs, n_ctx) / phase.passes
         todo.setdefault(measurement_key(members[0], phase, kind), (members, phase, expected))
     measured: dict[str, float] = {}
     for key, (members, phase, expected) in todo.items():

@@ -10,6 +10,19 @@ from sweep.ladder import largest_divisor
 
 
 @dataclass(frozen=True)
+class PassCosts:
+    """Seconds of one forward and backward pass."""
+
+    calls: float  # of a pass
+    token: float  # of a token of a run by itself
+    together: float = 1.0  # times that, of a token of several runs: many small products for one large one
+
+    def seconds(self, runs: int, tokens: int) -> float:
+        """Of a pass over so many tokens of each of `runs`."""
+        return self.calls + self.token * runs * tokens * (self.together if runs > 1 else 1.0)
+
+
+@dataclass(frozen=True)
 class Phase:
     """What a stack does until some of its runs leave."""
 
@@ -18,9 +31,9 @@ class Phase:
     passes: float
     leaving: tuple[int, ...]  # which runs leave at its end
 
-    def seconds(self, calls: float, token: float, n_ctx: int) -> float:
-        """Of all its passes, of which each takes `calls` seconds and `token` more for a token."""
-        return self.passes * (calls + token * self.runs * self.micro * n_ctx)
+    def seconds(self, costs: PassCosts, n_ctx: int) -> float:
+        """Of all its passes."""
+        return self.passes * costs.seconds(self.runs, self.micro * n_ctx)
 
 
 @lru_cache(maxsize=4096)

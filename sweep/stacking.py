@@ -1,9 +1,9 @@
 """Which runs are trained as one stacked model, and in which order stacks start.
 
-A pass over a small model is mostly the overhead of calls, which the runs of a stack share. They go through their
-sequences in step: a pass has as many of each run as divide all their batches, so that runs whose batches have a small
-common divisor keep apart. A stack is trained by one worker, hence a group of runs is divided where other workers would
-wait for it.
+A pass over a small model is mostly the overhead of calls, which the runs of a stack share; the products of several runs
+take longer than one of the same size. They go through their sequences in step: a pass has as many of each run as divide
+all their batches, so that runs whose batches have a small common divisor keep apart, and so do large batches on a CPU.
+A stack is trained by one worker, hence a group of runs is divided where other workers would wait for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import heapq
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from sweep.accounting import count_params
 from sweep.estimate import Machine, evaluation_seconds, pass_costs, stack_phases
 from sweep.ladder import activation_bytes, largest_divisor
-from sweep.phases import phases
+from sweep.phases import PassCosts, phases
 from sweep.spec import Execution, PlannedRun
 
 RUN_BYTES = 20  # a parameter: weights, gradients, two moments, average
@@ -69,8 +69,7 @@ def group(
             alone.append(run)
     families = [family for members in groups.values() for family in _families(members, target, keep_micro)]
     singles = [(run.priority, expected_cost(run)) for run in alone]
-    whole = sum(stack.seconds for family in families for stack in family.divided(math.inf))
-    share = (whole + sum(seconds for _, seconds in singles)) / workers
+    share = (sum(family.seconds for family in families) + sum(seconds for _, seconds in singles)) / workers
     bounds = [max(share / parts, least_seconds) for parts in (FINER if workers > 1 else FINER[:1])]
     divisions = [[stack for family in families for stack in family.divided(bound)] for bound in dict.fromkeys(bounds)]
     if not least_seconds:
@@ -114,8 +113,8 @@ class _Member:
     run: PlannedRun
     sequences: int  # of the whole run
     batch: int  # sequences
-    own: float  # seconds of its tokens, which no stack saves
-    calls: float  # seconds of the calls of its passes by itself
+    evaluations: float  # seconds
+    alone: float  # seconds by itself
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,15 @@ class _Family:
     """Runs that may share a stack, by batch and length."""
 
     members: list[_Member]
-    calls: float  # seconds of the calls of a pass
+    costs: PassCosts
     room: int  # sequences of a pass, all runs together
     most: int  # runs of a stack
     keep_micro: bool
+
+    @cached_property
+    def seconds(self) -> float:
+        """Of all its stacks, on one worker."""
+        return sum(stack.seconds for stack in self.divided(math.inf))
 
     def divided(self, bound: float) -> list[_Stack]:
         """Stacks of about equal length, of at most `bound` seconds as far as shares of the whole tell, and single runs
@@ -148,12 +152,12 @@ class _Family:
         parts = max(math.ceil(whole.seconds / bound), math.ceil(len(self.members) / self.most))
         if parts == 1:
             return self._worthwhile(whole)
-        calls = whole.seconds - sum(member.own for member in self.members)
-        each = calls / sum(member.sequences for member in self.members)  # of a sequence
+        passing = whole.seconds - sum(member.evaluations for member in self.members)
+        each = passing / sum(member.sequences for member in self.members)  # of a sequence
         pieces: list[list[_Member]] = [[]]
         filled, left = 0.0, whole.seconds
         for member in self.members:
-            seconds = member.own + each * member.sequences
+            seconds = member.evaluations + each * member.sequences
             full = filled + seconds / 2 > left / max(1, parts - len(pieces) + 1)
             if pieces[-1] and (full or len(pieces[-1]) == self.most):
                 pieces.append([])
@@ -171,23 +175,24 @@ class _Family:
         else:
             micros = [largest_divisor(m.batch, self.room // count) for count, m in enumerate(ordered, 1)]
         if len(members) == 1:
-            return _Stack(ordered, micros, members[0].own + members[0].calls)
+            return _Stack(ordered, micros, members[0].alone)
         most = [micro or member.batch for micro, member in zip(micros, ordered, strict=True)]
         found = phases(tuple((m.sequences, m.batch, micro) for m, micro in zip(ordered, most, strict=True)))
-        seconds = self.calls * sum(phase.passes for phase in found) + sum(member.own for member in members)
-        return _Stack(ordered, micros, seconds)
+        n_ctx = members[0].run.spec.model.n_ctx
+        seconds = sum(phase.seconds(self.costs, n_ctx) for phase in found)
+        return _Stack(ordered, micros, seconds + sum(member.evaluations for member in members))
 
     def _worthwhile(self, stack: _Stack) -> list[_Stack]:
-        one_by_one = sum(member.own + member.calls for member in stack.members)
+        one_by_one = sum(member.alone for member in stack.members)
         if len(stack.members) == 1 or stack.seconds <= (1 - LEAST_GAIN) * one_by_one:
             return [stack]
         return [self.together([member]) for member in stack.members]
 
 
 def _families(runs: list[PlannedRun], target: Machine, keep_micro: bool) -> list[_Family]:
-    """Runs that are alike, parted by batches that would hold each other up."""
+    """Runs that are alike, parted where they would hold each other up."""
     model = runs[0].spec.model
-    calls, token = pass_costs(runs[0], target)
+    costs = pass_costs(runs[0], target)
     half = target.memory / 2  # one for the runs' states, one for a pass
     kept = activation_bytes(model, attention=target.device == "cpu")
     room = max(1, int(min(PASS_TOKENS[target.device], half / kept) / model.n_ctx))
@@ -197,27 +202,23 @@ def _families(runs: list[PlannedRun], target: Machine, keep_micro: bool) -> list
     for run in runs:
         spec = run.spec
         [phase] = stack_phases([run])
-        own = spec.tokens * token + evaluation_seconds(run, target, calls, token)
-        member = _Member(run, spec.batch_sequences * spec.steps, spec.batch_sequences, own, phase.passes * calls)
+        sequences, evaluations = spec.batch_sequences * spec.steps, evaluation_seconds(run, target, costs)
+        alone = phase.seconds(costs, model.n_ctx) + evaluations
+        member = _Member(run, sequences, spec.batch_sequences, evaluations, alone)
         by_batch.setdefault(member.batch, []).append(member)
 
-    def passes(common: int, count: int) -> float:  # for each sequence of all
-        return 1 / largest_divisor(common, room // count)
-
-    found: list[tuple[int, list[_Member]]] = []  # common divisor of the batches
-    for batch, members in sorted(by_batch.items()):
-        saved = [
-            passes(common, len(others)) + passes(batch, len(members))
-            - passes(math.gcd(common, batch), len(others) + len(members))
-            for common, others in found
-        ]  # fmt: skip
+    found: list[_Family] = []
+    for _, members in sorted(by_batch.items()):
         members.sort(key=lambda member: member.sequences)
+        apart = _Family(members, costs, room, most, keep_micro)
+        joined = [dataclasses.replace(family, members=family.members + members) for family in found]
+        saved = [family.seconds + apart.seconds - both.seconds for family, both in zip(found, joined, strict=True)]
         if saved and max(saved) > 0:
             i = saved.index(max(saved))
-            found[i] = (math.gcd(found[i][0], batch), found[i][1] + members)
+            found[i] = joined[i]
         else:
-            found.append((batch, members))
-    return [_Family(members, calls, room, most, keep_micro) for _, members in found]
+            found.append(apart)
+    return found
 
 
 def _assigned(runs: Sequence[PlannedRun], found: Iterable[_Stack]) -> list[PlannedRun]:

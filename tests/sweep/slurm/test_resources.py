@@ -104,8 +104,8 @@ def test_arithmetic_is_shared_by_ranks_and_goes_with_the_rate() -> None:
     assert faster < one / 2
     # a narrow model moves more than it computes, unless a rate is given
     narrow = dataclasses.replace(run, spec=dataclasses.replace(run.spec, model=tiny))
-    assert pass_costs(narrow, Machine("cuda", "h100"))[1] > 10 * count_flops(tiny).total / (USEFUL * 989e12)
-    assert pass_costs(narrow, Machine("cuda", "h100", flops_per_s=1e12))[1] == count_flops(tiny).total / 1e12
+    assert pass_costs(narrow, Machine("cuda", "h100")).token > 10 * count_flops(tiny).total / (USEFUL * 989e12)
+    assert pass_costs(narrow, Machine("cuda", "h100", flops_per_s=1e12)).token == count_flops(tiny).total / 1e12
     fast = Machine("cuda", "gpu", flops_per_s=1e18)
     assert fast.flops_per_second("bf16", 1) == 1e18
     assert Machine("cuda", "h100").flops_per_second("bf16", 1) == USEFUL * PEAK["h100"]["bf16"]
