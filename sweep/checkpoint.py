@@ -187,10 +187,8 @@ def _write(data: Path, tensors: dict[str, Tensor]) -> str:
 def _clean(folder: Path, written: Position, lease: Lease | None) -> None:
     """Remove the older checkpoints, those ahead of the position `written`, and what interrupted writes left, of this
     attempt and those before."""
-    found = {
-        _position(path): path.stem for path in reversed(_newest_first(folder))
-    }  # of each position the last attempt
-    kept = [stem for position, stem in sorted(found.items()) if position <= written][-KEPT:]
+    last = {_position(path): path.stem for path in reversed(_newest_first(folder))}  # attempt at each position
+    kept = [stem for position, stem in last.items() if position <= written][-KEPT:]
     for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):  # without that there is none
         match = NAME.match(path.name)
         newer = match and lease and int(match[3]) > lease.number
