@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,13 +90,14 @@ class Machine:
 
 
 LOCAL_CPU = Machine("cpu", "cpu")
+DRIVER = Path("/proc/driver/nvidia/gpus")  # where NVIDIA's driver says what it has
 
 
 def machine(launcher: LocalLauncher | SlurmLauncher) -> Machine:
     """The machine that `launcher` trains on. Raises InputError where its kind of GPU is not known."""
     if isinstance(launcher, LocalLauncher):
         device = plan_device(launcher.device)
-        return Machine(device, "cpu" if device == "cpu" else "gpu")
+        return this_machine(device)
     device = launcher.device if launcher.device != "auto" else "cuda" if launcher.gpus_per_run else "cpu"
     if device == "cuda" and not launcher.gpus_per_run:
         raise InputError("launcher.device=cuda needs launcher.gpus_per_run of at least 1")
@@ -106,6 +108,17 @@ def machine(launcher: LocalLauncher | SlurmLauncher) -> Machine:
         )
     kind = "cpu" if device == "cpu" else launcher.gpu_type
     return Machine(device, kind, launcher.ranks_per_run, launcher.flops_per_s, here=False)
+
+
+def this_machine(device: str) -> Machine:
+    """This one, with its CPUs or a GPU, whose kind the driver tells where it is loaded."""
+    if device == "cpu":
+        return LOCAL_CPU
+    said = ""
+    with contextlib.suppress(OSError):
+        for path in sorted(DRIVER.glob("*/information"))[:1]:
+            said = path.read_text().partition("Model:")[2].partition("\n")[0].lower()
+    return Machine(device, next((name for name in NAMED if re.search(rf"\b{name}\b", said)), "gpu"))
 
 
 def plan_device(device: str) -> str:

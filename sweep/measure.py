@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.estimate import (
-    Machine,
     longest_phase,
     measurement_key,
     pass_costs,
     stack_phases,
+    this_machine,
     write_measurements,
 )
 from sweep.phases import Phase
@@ -36,7 +36,7 @@ def measure(runs: Iterable[PlannedRun], device: str, report: Callable[[str], Non
     too slow to try here or too large for the memory are left out. `report` gets a line for each.
     """
     kind = device.partition(":")[0]
-    here = Machine(kind, "cpu" if kind == "cpu" else "gpu")
+    here = this_machine(kind)
     todo: dict[str, tuple[list[PlannedRun], Phase, float]] = {}
     for members in stacks(runs):
         n_ctx = members[0].spec.model.n_ctx

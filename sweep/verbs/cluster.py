@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.schema import PLAN_FILE, InputError
-from sweep.verbs.common import Parser, RunsFailed, quoted
+from sweep.verbs.common import Parser, RunsFailed, counted, quoted
 
 if TYPE_CHECKING:
     from sweep.config import TrackingConfig
@@ -43,7 +43,7 @@ def cancel(argv: list[str]) -> int:
         print(f"{run_id}: nothing to cancel; it has a result, is cancelled, or is in no job that lives")
     for run_id in done.shared:
         print(f"{run_id} is cancelled; its job goes on with other runs")
-    print(f"{options.sweep_dir}: {_count(len(done.jobs), 'job')} and {_count(len(done.runs), 'run')} cancelled")
+    print(f"{options.sweep_dir}: {counted(len(done.jobs), 'job')} and {counted(len(done.runs), 'run')} cancelled")
     return 0
 
 
@@ -72,7 +72,7 @@ def resubmit(argv: list[str]) -> int:
         if not again:
             print(f"{sweep_dir}: no run has failed or is lost")
             if cancelled := state.counts.get("cancelled"):
-                print(f"{_count(cancelled, 'run')} cancelled, which the sweep's own command submits again")
+                print(f"{counted(cancelled, 'run')} cancelled, which the sweep's own command submits again")
             return 0
         plan, shown = read_plan(sweep_dir / PLAN_FILE), sys.stdout.isatty()
         frozen = freeze(sweep_dir, plan, shown, stack=launcher.stack == "on")
@@ -144,11 +144,11 @@ def _submitted(submission: Submission, launcher: SlurmLauncher, asked: int) -> I
 
     arrays = Counter(element.array_id for element in submission.elements)
     runs = sum(len(element.run_ids) for element in submission.elements)
-    jobs = _count(len(submission.elements), "job")
+    jobs = counted(len(submission.elements), "job")
     at_a_time = f", {launcher.parallel} at a time" * (len(submission.elements) > launcher.parallel)
-    yield f"submitted {_count(runs, 'run')} in {jobs}{at_a_time}"
+    yield f"submitted {counted(runs, 'run')} in {jobs}{at_a_time}"
     if asked > runs:
-        yield f"  {_count(asked - runs, 'other run')} in jobs that live"
+        yield f"  {counted(asked - runs, 'other run')} in jobs that live"
     for array, size in arrays.items():
         yield f"  job {array}" + (f", an array of {size}" if size > 1 else "")
     longest = max(element.seconds for element in submission.elements)
@@ -177,7 +177,7 @@ def planned_jobs(runs: list[PlannedRun], launcher: SlurmLauncher) -> str:
         number, kind = launcher.ranks_per_run * launcher.threads, "CPU"
     hours = number * sum(lengths) / 3600
     return (
-        f"{_count(len(packs), 'job')} of at most {minutes} minutes, about {hours:.2g} {kind}-hours with "
+        f"{counted(len(packs), 'job')} of at most {minutes} minutes, about {hours:.2g} {kind}-hours with "
         f"{START_UP_SECONDS:.0f} s for the start of each"
     )
 
@@ -189,7 +189,3 @@ def _run_ids(sweep_dir: Path) -> list[str]:
     if not path.exists():
         raise InputError(f"{sweep_dir} is not a sweep directory: it has no {PLAN_FILE}")
     return [run.run_id for run, _ in plan_lines(path)]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"

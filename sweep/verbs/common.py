@@ -76,3 +76,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def counted(number: int, thing: str) -> str:
+    """`number` of a thing: 1 run, 2 runs."""
+    return f"{number} {thing}{'s' * (number != 1)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.schema import InputError
-from sweep.verbs.common import RunsFailed, composed, composing_parser, print_table, quoted, write_json
+from sweep.verbs.common import RunsFailed, composed, composing_parser, counted, print_table, quoted, write_json
 
 if TYPE_CHECKING:
     from sweep.launch.freeze import Frozen
@@ -48,10 +48,11 @@ def plan(argv: list[str]) -> int:
         if str(options.json) == "-":
             return 0
     print_table(plan_table(runs))
-    together = f" ({totals['stacked_runs']} in {totals['stacks']} stacks)" if totals["stacks"] else ""
+    together = f" ({totals['stacked_runs']} in {counted(totals['stacks'], 'stack')})" if totals["stacks"] else ""
     print(
-        f"\n{totals['runs']} runs{together}, {totals['tokens']:.3g} tokens, {totals['flops']:.3g} FLOP = "
-        f"{totals['pf_days']:.3g} PF-days; about {duration(totals['wall_seconds'])} on {totals['workers']} workers "
+        f"\n{counted(totals['runs'], 'run')}{together}, {totals['tokens']:.3g} tokens, {totals['flops']:.3g} FLOP = "
+        f"{totals['pf_days']:.3g} PF-days; about {duration(totals['wall_seconds'])} on "
+        f"{counted(totals['workers'], 'worker')} "
         f"({totals['time_basis']})"
     )
     if isinstance(launcher, SlurmLauncher) and runs:

@@ -112,10 +112,26 @@ def test_arithmetic_is_shared_by_ranks_and_goes_with_the_rate() -> None:
     assert Machine("cpu", "cpu").flops_per_second("fp32", 3) == 3 * CPU_RATE
 
 
-def test_the_local_launcher_plans_for_this_machine() -> None:
+def test_the_local_launcher_plans_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = read_config(compose("sweep", ["launcher.device=cpu"])).launcher
     assert isinstance(typed, LocalLauncher)
     assert machine(typed) == Machine("cpu", "cpu")
+    # what NVIDIA's driver says of its first GPU
+    folder = tmp_path / "0000:18:00.0"
+    folder.mkdir()
+    monkeypatch.setattr("sweep.estimate.DRIVER", tmp_path)
+    gpu = dataclasses.replace(typed, device="cuda")
+    assert machine(gpu) == Machine("cuda", "gpu")
+    for model, kind in (
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA RTX A1000", "gpu"),
+        ("NVIDIA L40S", "gpu"),
+    ):
+        (folder / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 0\nGPU UUID: \t GPU-0\n")
+        assert machine(gpu) == Machine("cuda", kind)
 
 
 @pytest.mark.parametrize(
