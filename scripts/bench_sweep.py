@@ -15,8 +15,8 @@ plain    one eager process per run by a loop over the transformers model, evalua
 `ratio` is plain / stacked of all runs, wall time; `ratio_small_batch` that of the runs with batches of at most 16
 sequences and a shape that several of them have, measured as sweeps of their own where that is not all runs.
 `ratio_single` and `ratio_single_small_batch` are single / stacked: what stacks and shared processes alone bring,
-without what isoloss's own training step brings. Horizons are shortened to a share, the same for all ways; warm-ups stay.
-Ratios at whole horizons are computed from the measured start-up and compute.
+without what isoloss's own training step brings. Horizons are shortened to a share, the same for all ways; warm-ups
+stay. Ratios at whole horizons are computed from the measured start-up and compute.
 """
 
 from __future__ import annotations
