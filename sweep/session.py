@@ -162,7 +162,7 @@ class Session:
         try:
             action()
         except OWN as error:
-            if self.world.size > 1:
+            if self.world.size > 1 or (attempt, run) not in self._members:  # has ended; who was told has failed
                 raise
             self._leave(attempt, run, error)
 
