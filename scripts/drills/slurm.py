@@ -149,7 +149,7 @@ def error_in_one_element(lab: Lab, cluster: Cluster) -> Result:
     broken, other = (run.name for run in lab.reference(SECONDS).runs())
     directory = lab.folder / "one-element" / "runs"
     (directory / broken / "metrics.jsonl").mkdir(parents=True)
-    jobs = Jobs(lab, cluster, "one-element", SECONDS, "launcher.pack_minutes=0.001")
+    jobs = Jobs(lab, cluster, "one-element", SECONDS, "launcher.pack_minutes=0.0001")
     wait_until(jobs.ended, "end of the runs", 300)
     status = jobs.sweep.status(directory / broken)
     result.injected = status.get("failures", 0)
@@ -174,7 +174,7 @@ def many_tasks(lab: Lab, cluster: Cluster, tasks: int = 500) -> Result:
     result = Result(f"two nodes lost in {tasks} tasks")
     seeds = ",".join(map(str, range(tasks)))
     science = (f"grid.blocks.run.product.seed=[{seeds}]", "horizon.steps=30")
-    jobs = Jobs(lab, cluster, "many", science, "launcher.pack_minutes=0.001", "launcher.sbatch=null")
+    jobs = Jobs(lab, cluster, "many", science, "launcher.pack_minutes=0.0001", "launcher.sbatch=null")
     done = lambda: jobs.sweep.statuses().count("done")  # noqa: E731
     wait_until(lambda: done() >= tasks // 3, "a third of the runs", 3600)
     cluster.set_node("node1", "down")

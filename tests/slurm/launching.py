@@ -27,7 +27,7 @@ SLURM = (
     "launcher=slurm",
     "launcher.gpus_per_run=0",
     "launcher.allow_dirty=true",
-    "launcher.pack_minutes=0.001",
+    "launcher.pack_minutes=0.0001",
     "launcher.signal_seconds=30",
 )
 
@@ -42,7 +42,7 @@ class Launched(Sweep):
         typed = read_config(config)
         assert isinstance(typed.launcher, SlurmLauncher)
         with self._cache(), hold(self.directory, "sweep"):
-            self.frozen: Frozen = freeze(self.directory, plan_sweep(config))
+            self.frozen: Frozen = freeze(self.directory, plan_sweep(config), stack=typed.launcher.stack == "on")
             made = submit(self.frozen, self.frozen.unfinished(), typed.launcher, typed.tracking, sys.argv)
         if made:
             self.submission = made

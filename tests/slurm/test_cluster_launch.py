@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,27 @@ def test_arrays_are_split_and_a_path_full_of_shell_does_no_harm(
     assert not [path for path in written if b"planted-0123456789abcdef" in path.read_bytes()]
     for run in sweep.runs():
         assert len([path for path in run.iterdir() if path.is_file()]) + 2 <= 12
+
+
+def test_a_sweep_of_stacks_goes_on_without_them(cluster: Cluster, lab: Lab) -> None:
+    """Four runs in one stack of one job, which is cancelled; then the same sweep with launcher.stack=off."""
+    science = ("horizon.steps=1500", "grid.blocks.run.product.seed=[0,1]")
+    sweep = Launched(lab, "stacks", (*science, "+grid.blocks.run.product.batch_tokens=[256,512]"))
+    stacked = ("launcher.stack=on", "launcher.pack_minutes=9")
+    made = sweep.submit(*stacked)
+    assert made is not None
+    assert {run.stack for run in sweep.frozen.runs} == {0}
+    [element] = made.elements
+    wait_until(lambda: sweep.rows() > 8, "evaluations")
+    assert len(list(sweep.directory.glob("runs/*/metrics.jsonl"))) == 4  # side by side
+    slurm("scancel", element.job_id)
+    sweep.wait(cluster)
+    made = sweep.submit("launcher.pack_minutes=9")
+    assert made is not None
+    sweep.wait(cluster)
+    assert sweep.statuses() == ["done"] * 4, sweep.logs()
+    said = [line.split()[1] for line in sweep.logs().splitlines() if "  step " in line]
+    assert len([*groupby(said)]) == 4  # one after another
 
 
 def test_a_refusal_of_sbatch_is_one_line(cluster: Cluster, lab: Lab) -> None:
