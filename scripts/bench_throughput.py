@@ -10,9 +10,10 @@ single   one run by the same code
 plain    a loop over the transformers model: SDPA attention, cross-entropy, clipping, torch.optim.AdamW as it comes
 trainer  transformers' Trainer with its own AdamW and data loader (left out where the package accelerate is missing)
 
-All train on real text, in turns, `--rounds` times after a warm-up; a ratio is the median of those of the rounds. FLOPs
-are 6 N plus attention over the context and logits, for each token. The peak is the fastest square matrix product of the
-same precision, measured before and after each cell. Words of the form key=value change the runs' configuration.
+On a CPU the last two have a process each, without the allocator's settings that isoloss makes in its own. All train on
+real text, in turns, `--rounds` times after a warm-up; a ratio is the median of those of the rounds. FLOPs are 6 N plus
+attention over the context and logits, for each token. The peak is the fastest square matrix product of the same
+precision, measured before and after each cell. Words of the form key=value change the runs' configuration.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from benchmarks.elsewhere import Elsewhere
 from benchmarks.peak import matrix_peak
 from benchmarks.speed import TEST_TOKENS, Arm, ours, plain, ready, trainer
 
@@ -44,7 +48,8 @@ from sweep.plan import plan_sweep
 from sweep.spec import PlannedRun
 from sweep.stacking import stacks
 
-ARMS = ("stacked", "single", "plain", "trainer")
+BASELINES = ("plain", "trainer")
+ARMS = ("stacked", "single", *BASELINES)
 PAIRS = (("stacked", "single"), ("single", "plain"), ("single", "trainer"))
 SHAPES = {  # layers x width x heads
     "cpu": ("2x12x1", "2x16x1", "2x24x2", "2x32x2", "3x40x2", "4x48x3", "6x64x4", "8x96x6"),
@@ -99,17 +104,22 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             peaks[size] = max(peaks.get(size, 0.0), flops)
 
     cells = []
-    for shape in arguments.shapes or SHAPES[device]:
-        for batch in arguments.batches:
-            stacked, single, corpus = plan(folder, shape, batch, arguments)
-            large = count_params(single.spec.model).params > SMALL_UP_TO
-            if large and batch < max(arguments.batches):
-                continue
-            with numerics(precision, single.execution, device):
-                look_at_peak()
-                cells.append(cell(folder, stacked, single, corpus, arguments) | {"shape": shape})
-                print(line(cells[-1]), flush=True)
-                look_at_peak()
+    with ExitStack() as opened:
+        others = {}
+        if device == "cpu":
+            for name in BASELINES:
+                others[name] = opened.enter_context(Elsewhere(name, arguments.threads, folder))
+        for shape in arguments.shapes or SHAPES[device]:
+            for batch in arguments.batches:
+                stacked, single, corpus = plan(folder, shape, batch, arguments)
+                large = count_params(single.spec.model).params > SMALL_UP_TO
+                if large and batch < max(arguments.batches):
+                    continue
+                with numerics(precision, single.execution, device):
+                    look_at_peak()
+                    cells.append(cell(folder, stacked, single, corpus, arguments, others) | {"shape": shape})
+                    print(line(cells[-1]), flush=True)
+                    look_at_peak()
     peak = max(peaks.values())
     for each in cells:
         for found in each["arms"].values():
@@ -152,17 +162,24 @@ def plan(
 
 
 def cell(
-    folder: Path, stacked: list[PlannedRun], single: PlannedRun, corpus: Corpus, arguments: argparse.Namespace
+    folder: Path,
+    stacked: list[PlannedRun],
+    single: PlannedRun,
+    corpus: Corpus,
+    arguments: argparse.Namespace,
+    others: dict[str, Elsewhere],
 ) -> dict[str, Any]:
-    """One shape and batch: every arm in turns."""
+    """One shape and batch: every arm in turns; those of `others` in their processes."""
     device, spec = arguments.device, single.spec
     makers: dict[str, Callable[[], Arm]] = {
         "stacked": lambda: ours(stacked, corpus, device),
         "single": lambda: ours([single], corpus, device),
         "plain": lambda: plain(single, corpus, device),
+        "trainer": lambda: trainer(single, corpus, device, folder),
     }
-    if find_spec("accelerate"):
-        makers["trainer"] = lambda: trainer(single, corpus, device, folder)
+    makers |= {name: partial(other.arm, single, corpus.path) for name, other in others.items()}
+    if not find_spec("accelerate"):  # which the Trainer wants
+        del makers["trainer"]
     arms = {name: arm for name, make in makers.items() if (arm := ready(make, device, arguments.seconds))}
     names = list(arms)
     for number in range(arguments.rounds):
