@@ -47,7 +47,7 @@ TOGETHER = {"cpu": 1.08, "cuda": 1.0}  # how much dearer a token is among severa
 # How often a GPU moves what a pass keeps, which takes it longer than the arithmetic of narrow models: written, read,
 # read again for the gradients, which are written and read; at two thirds of the data sheet's rate.
 MOVES = 5 * 1.5
-EVALUATION_TOKENS = {"cpu": 1024, "cuda": 65536}  # of a run in one call, about as sweep.evaluate has it
+EVALUATION_TOKENS = {"cpu": 2048, "cuda": 65536}  # of a run in one call, about as sweep.evaluate has it
 CUDA_MICRO_TOKENS = 65536  # assumed of a GPU, where the trainer takes what fits
 CURVE_DECADES = 2.5  # of tokens that the evaluations span
 

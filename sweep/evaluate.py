@@ -14,7 +14,7 @@ from sweep.world import SINGLE, World
 
 DECADES = 2.5  # the curve spans the last so many decades of the run's tokens
 TAIL = 0.1  # share of the steps at the end that is evaluated more densely
-TOKENS = 1024  # of a run in one batch on a CPU, whose caches it should not exceed
+TOKENS = 2048  # of a run in one batch on a CPU, whose caches it should not exceed
 LOGITS = 2**24  # numbers in one batch of logits
 
 

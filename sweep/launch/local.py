@@ -70,12 +70,10 @@ def launch(frozen: Frozen, launcher: LocalLauncher, tracking: TrackingConfig) ->
     count = min(most, len(groups))
     finished = len(frozen.runs) - len(left)
     with Progress(frozen, left) as progress:
-        stacked = f", {'the others ' * bool(finished)}in {len(groups)} stack{'s' * (len(groups) > 1)}" * (
-            len(groups) < len(left)
-        )
-        progress.say(
-            f"{frozen.sweep_dir}: {len(frozen.runs)} runs" + f", {finished} of them finished" * bool(finished) + stacked
-        )
+        said = f"{frozen.sweep_dir}: {len(frozen.runs)} runs" + f", {finished} of them finished" * bool(finished)
+        if sizes := [len(group) for group in groups if len(group) > 1]:
+            said += f" ({sum(sizes)} in {len(sizes)} stack{'s' * (len(sizes) > 1)})"
+        progress.say(said)
         if left:
             per = f"{launcher.threads} thread{'s' * (launcher.threads > 1)} each"
             progress.say(f"{count} worker{'s' * (count > 1)} on {', '.join(names)}" + (f", {per}" * on_cpu))

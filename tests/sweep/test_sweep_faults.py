@@ -117,7 +117,7 @@ def test_the_runs_of_a_killed_worker_go_on_one_by_one(commands: Commands) -> Non
     os.kill(holders[0].pid, signal.SIGKILL)
     code, out, err = finish(sweep)
     assert (code, err) == (0, ""), out
-    assert "3 runs, in 1 stack\n1 worker on cpu" in out
+    assert "3 runs (3 in 1 stack)\n1 worker on cpu" in out
     for folder in folders:
         assert f"run {folder.name} failed and is tried again: worker killed by signal 9" in out
         status = read_status(folder) or {}
