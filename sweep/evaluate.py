@@ -44,7 +44,7 @@ def evaluate(
     The standard error describes the choice of test text, which all runs share; it says nothing of seed noise.
     """
     logits_each = model.n_ctx * model.vocab_size
-    at_once = max(1, min(TOKENS // model.n_ctx, LOGITS // logits_each))  # whatever `runs`: so are the results' last bits
+    at_once = max(1, min(TOKENS // model.n_ctx, LOGITS // logits_each))  # whatever `runs`, for equal last bits
     if sequences.device.type == "cuda":
         at_once = max(at_once, LOGITS * 8 // (logits_each * runs))
     share = world.share(len(sequences))
