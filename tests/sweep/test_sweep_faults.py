@@ -53,8 +53,8 @@ def test_of_two_sweeps_started_at_once_one_trains_and_the_other_is_refused(comma
 
 @pytest.mark.parametrize(("stack", "others"), [("off", 0), ("on", 1)])
 def test_a_sweep_whose_first_runs_fail_alike_stops_and_says_why(commands: Commands, stack: str, others: int) -> None:
-    more = ("grid.blocks.run.product.batch_tokens=[128,256,384,512,640]", "data.max_epochs=100",
-            f"launcher.stack={stack}")  # fmt: skip
+    more = ("grid.blocks.run.product.batch_tokens=[128]", "+grid.blocks.run.product.seed=[0,1,2,3,4]",
+            "data.max_epochs=100", f"launcher.stack={stack}")  # fmt: skip
     out = commands.folder / "out"
     for run in commands.plan(*more):
         (out / RUNS_DIR / run.run_id / METRICS_FILE).mkdir(parents=True)  # a folder where the record wants a file
